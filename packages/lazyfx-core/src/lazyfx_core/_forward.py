@@ -1,0 +1,143 @@
+"""Laziness by observation: the descriptors that stand where generated code will be.
+
+While a module is *stale* its per-instance class holds non-data descriptors for ``forward`` and
+``__call__``. Whoever looks at either one, from the instance or from the class, makes the code be
+generated and gets the real function, so no observer can tell a lazy module from a plain one. Once
+generated, both are ordinary functions on the class and cost nothing.
+
+``_code``, ``_lineno_map`` and ``_prologue_start`` are instance attributes that torch reads
+directly; :class:`GeneratedField` makes reading a missing one an observation too. Being non-data
+descriptors they step aside as soon as the instance has the attribute.
+
+Dynamo traces ``__get__``. It can because the only thing in it that Dynamo must not enter,
+generation, sits behind a function marked as a trace-time constant that returns a plain int.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from torch.fx.graph import PythonCode
+
+from ._torch_fx import dynamo_constant
+
+if TYPE_CHECKING:
+    from ._graph_module import LazyGraphModule
+
+GENERATION_LOCK = threading.RLock()
+"""Held while code is generated or a module is marked stale.
+
+One lock for all modules: ``Graph.python_code`` mutates nodes, and modules may share a graph.
+Reentrant: generating one module may observe another.
+"""
+
+
+@dynamo_constant
+def ensure_generated(module: LazyGraphModule) -> int:
+    """Generate the code of ``module`` if it is stale; 1 if that was needed, else 0."""
+    if not module.needs_recompile:
+        return 0
+    module.real_recompile()
+    return 1
+
+
+class StaleForward:
+    """Stands for ``forward`` on the class of a stale module."""
+
+    __slots__ = ("_module",)
+
+    def __init__(self, module: LazyGraphModule) -> None:
+        self._module = weakref.ref(module)
+
+    def __get__(self, obj: LazyGraphModule | None, owner: type | None = None) -> Any:
+        if obj is None:
+            module = _alive(self._module, "forward")
+            ensure_generated(module)
+            return type(module).forward
+        ensure_generated(obj)
+        return type(obj).forward.__get__(obj, owner)
+
+
+class StaleCall:
+    """Stands for ``__call__`` on the class of a stale module."""
+
+    __slots__ = ("_module",)
+
+    def __init__(self, module: LazyGraphModule) -> None:
+        self._module = weakref.ref(module)
+
+    def __get__(self, obj: LazyGraphModule | None, owner: type | None = None) -> Any:
+        if obj is None:
+            module = _alive(self._module, "__call__")
+            ensure_generated(module)
+            return type(module).__call__
+        ensure_generated(obj)
+        return type(obj).__call__.__get__(obj, owner)
+
+
+class GeneratedField:
+    """Stands for an instance attribute that code generation writes."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, obj: LazyGraphModule | None, owner: type | None = None) -> Any:
+        if obj is not None:
+            ensure_generated(obj)
+            try:
+                return vars(obj)[self._name]
+            except KeyError:
+                pass
+        holder = owner.__name__ if owner is not None else type(obj).__name__
+        raise AttributeError(f"{holder!r} object has no attribute {self._name!r}")
+
+
+class LazyPythonCode(PythonCode):
+    """What ``recompile()`` returns: a ``PythonCode`` whose fields are generated when read.
+
+    Reading any field is an observation of the module. Once filled, the fields stay those of that
+    generation, like the ``PythonCode`` that ``fx.GraphModule.recompile`` returns.
+    """
+
+    def __init__(self, module: LazyGraphModule) -> None:
+        self._lazyfx_module: LazyGraphModule | None = module
+
+    def fill(self, code: PythonCode) -> None:
+        """Take over the fields of generated code and let go of the module."""
+        vars(self).update(vars(code))
+        self._lazyfx_module = None
+
+
+class _PendingField:
+    """A field of :class:`LazyPythonCode` that nobody has read yet."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, obj: LazyPythonCode | None, owner: type | None = None) -> Any:
+        module = None if obj is None else vars(obj).get("_lazyfx_module")
+        if module is not None:
+            ensure_generated(module)
+        if obj is not None and self._name in vars(obj):
+            return vars(obj)[self._name]
+        raise AttributeError(f"{self._name!r} is not filled in")
+
+
+for _field in dataclasses.fields(PythonCode):
+    setattr(LazyPythonCode, _field.name, _PendingField(_field.name))
+
+
+def _alive(reference: weakref.ref[LazyGraphModule], name: str) -> LazyGraphModule:
+    module = reference()
+    if module is None:
+        raise AttributeError(
+            f"{name!r} cannot be generated: the graph module this class was made for is gone"
+        )
+    return module

@@ -1,0 +1,77 @@
+"""Everything lazyfx raises on purpose.
+
+::
+
+    LazyFxError
+    ├── NotAGraphModuleError (TypeError)       an argument is not what the function takes
+    ├── InvalidGraphError (ValueError)         the graph cannot be run; names the node
+    ├── CodeGenerationError (RuntimeError)     torch could not turn the graph into code
+    ├── SerializationError (ValueError)        a module cannot be stored or read back
+    ├── SeamError (RuntimeError)               a torch release moved something we rely on
+    └── MissingDependencyError (ImportError)   an optional package or program is absent
+
+``lazyfx_ltc`` and ``lazyfx_compilers`` hang their own trees below :class:`LazyFxError`, so one
+``except LazyFxError`` catches every deliberate error of all three packages. Each class also
+derives from the builtin a caller would expect, so code that catches ``TypeError`` keeps working.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CodeGenerationError",
+    "InvalidGraphError",
+    "LazyFxError",
+    "MissingDependencyError",
+    "NotAGraphModuleError",
+    "SeamError",
+    "SerializationError",
+]
+
+
+class LazyFxError(Exception):
+    """Base of every error that lazyfx raises on purpose."""
+
+
+class NotAGraphModuleError(LazyFxError, TypeError):
+    """An argument is not a ``torch.fx.GraphModule`` (or ``Graph``) where one is required."""
+
+
+class InvalidGraphError(LazyFxError, ValueError):
+    """The graph cannot be turned into code that means what the graph says.
+
+    The message names the node, what is wrong with it and how to repair it. The module that was
+    being observed stays stale: mend the graph and look again.
+    """
+
+
+class CodeGenerationError(LazyFxError, RuntimeError):
+    """torch's code generator failed on a graph; the original exception is the ``__cause__``.
+
+    Never an ``AttributeError``: ``nn.Module.__getattr__`` would swallow it and report that the
+    module has no ``forward``.
+    """
+
+
+class SerializationError(LazyFxError, ValueError):
+    """A graph module holds something that cannot be stored, or a stored one cannot be read."""
+
+
+class SeamError(LazyFxError, RuntimeError):
+    """A private name of torch that lazyfx relies on is gone, changed, or patched by others."""
+
+
+class MissingDependencyError(LazyFxError, ImportError):
+    """An optional package or program is needed and absent; the message holds the command.
+
+    Args:
+        name: The package or program that is missing, as a person would install it.
+        needed_for: What cannot be done without it.
+        command: The command that installs it.
+    """
+
+    def __init__(self, name: str, *, needed_for: str, command: str) -> None:
+        super().__init__(
+            f"{needed_for} needs {name!r}, which is not installed here; install it with: {command}"
+        )
+        self.dependency = name
+        self.command = command
