@@ -1,0 +1,146 @@
+"""The one hook in torch: what it reaches, and that it goes in and out without a trace."""
+
+import pickle
+
+import pytest
+import torch
+from lazyfx_core import (
+    LazyGraphModule,
+    SeamError,
+    force_skip_lazy_graph_module,
+    remove_seam,
+    seam_installed,
+    use_lazy_graph_module,
+)
+from torch import fx, nn
+from torch.fx import _lazy_graph_module as torchs
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.split_module import split_module
+
+
+def user_class(gm):
+    return type(gm).__mro__[1]
+
+
+def test_nothing_is_patched_before_the_first_flag_and_removal_is_exact():
+    original = torchs._get_graph_module_cls
+    assert not seam_installed()
+    setting = use_lazy_graph_module(True)
+    assert torchs._get_graph_module_cls is original
+    with setting:
+        assert seam_installed()
+    remove_seam()
+    remove_seam()
+    assert torchs._get_graph_module_cls is original
+    assert not seam_installed()
+
+
+def test_a_removed_seam_is_installed_again_by_the_next_flag():
+    with use_lazy_graph_module(True):
+        pass
+    remove_seam()
+    with use_lazy_graph_module(True):
+        assert isinstance(fx.symbolic_trace(lambda x: torch.sin(x)), LazyGraphModule)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_symbolic_trace_make_fx_transformer_and_unpickling_follow_the_flag(flag):
+    x = torch.randn(3)
+    data = pickle.dumps(fx.symbolic_trace(lambda x: torch.sin(x)))
+    with use_lazy_graph_module(flag):
+        made = {
+            "symbolic_trace": fx.symbolic_trace(lambda x: torch.sin(x)),
+            "make_fx": make_fx(torch.sin)(x),
+            "unpickled": pickle.loads(data),
+        }
+        made["transformer"] = fx.Transformer(made["make_fx"]).transform()
+        made["split"] = split_module(made["make_fx"], nn.Module(), lambda node: 0)
+    for name, gm in made.items():
+        assert isinstance(gm, LazyGraphModule) is flag, name
+        assert torch.equal(gm(x), x.sin()), name
+
+
+def test_dynamo_hands_our_class_to_the_backend():
+    torch.compiler.reset()
+    seen = []
+
+    def backend(gm, example_inputs):
+        seen.append((user_class(gm), gm.needs_recompile))
+        return gm
+
+    x = torch.randn(3)
+    with use_lazy_graph_module(True):
+        result = torch.compile(lambda x: x.sin() + 1, backend=backend)(x)
+    assert seen == [(LazyGraphModule, True)]
+    assert torch.equal(result, x.sin() + 1)
+
+
+def test_dynamos_own_flag_does_not_win_over_ours():
+    torch.compiler.reset()
+    seen = []
+
+    def backend(gm, example_inputs):
+        seen.append(user_class(gm))
+        return gm
+
+    with use_lazy_graph_module(False):
+        torch.compile(lambda x: x.sin() + 1, backend=backend)(torch.randn(3))
+    torch.compiler.reset()
+    with force_skip_lazy_graph_module():
+        torch.compile(lambda x: x.sin() + 1, backend=backend)(torch.randn(3))
+    torch.compiler.reset()
+    torch.compile(lambda x: x.sin() + 1, backend=backend)(torch.randn(3))
+    assert seen == [fx.GraphModule, fx.GraphModule, torchs._LazyGraphModule]
+
+
+def test_the_aot_partitioners_build_our_class_forward_and_backward():
+    from functorch.compile import aot_function, make_boxed_func
+
+    seen = []
+
+    def compiler(gm, example_inputs):
+        seen.append(user_class(gm))
+        return make_boxed_func(gm)
+
+    x = torch.randn(3, requires_grad=True)
+    with use_lazy_graph_module(True):
+        out = aot_function(lambda x: x.sin().cos(), fw_compiler=compiler)(x)
+        out.sum().backward()
+    assert seen == [LazyGraphModule, LazyGraphModule]
+    torch.testing.assert_close(x.grad, (-x.sin().sin() * x.cos()).detach())
+
+
+def test_inductor_trains_through_our_modules():
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))
+    x = torch.randn(3, 4)
+    expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    with use_lazy_graph_module(True):
+        loss = torch.compile(model)(x).square().sum()
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(grads, expected)
+
+
+def test_a_later_patch_by_somebody_else_is_not_undone_silently(monkeypatch):
+    with use_lazy_graph_module(True):
+        pass
+    ours = torchs._get_graph_module_cls
+    monkeypatch.setattr(torchs, "_get_graph_module_cls", lambda: fx.GraphModule)
+    with pytest.raises(SeamError, match="remove the later patch first"):
+        remove_seam()
+    monkeypatch.setattr(torchs, "_get_graph_module_cls", ours)
+    remove_seam()
+
+
+def test_a_torch_that_moved_the_function_is_reported_and_not_patched(monkeypatch):
+    monkeypatch.delattr(torchs, "_get_graph_module_cls")
+    with pytest.raises(SeamError, match="_get_graph_module_cls"), use_lazy_graph_module(True):
+        pass
+    assert not seam_installed()
+
+
+def test_a_torch_that_no_longer_asks_the_function_is_reported(monkeypatch):
+    monkeypatch.setattr(torchs, "_make_graph_module", lambda *a, **k: None)
+    with pytest.raises(SeamError, match="_make_graph_module"), use_lazy_graph_module(True):
+        pass
+    assert not seam_installed()
