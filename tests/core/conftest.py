@@ -3,8 +3,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from lazyfx_core import LazyGraphModule, remove_seam
 from torch import fx, nn
+
+from lazyfx_core import LazyGraphModule, remove_seam
 
 
 class Model(nn.Module):

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import fx, nn
+
 from lazyfx_core import (
     CodeGenerationError,
     InvalidGraphError,
@@ -14,7 +16,6 @@ from lazyfx_core import (
     require_graph_module,
     use_lazy_graph_module,
 )
-from torch import fx, nn
 
 
 def test_make_graph_module_follows_the_flag_and_an_explicit_class_wins(plain, model, x):

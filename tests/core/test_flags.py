@@ -6,14 +6,15 @@ import threading
 
 import pytest
 import torch
+from torch import fx
+from torch.fx import _lazy_graph_module as torchs
+
 from lazyfx_core import (
     LazyGraphModule,
     force_skip_lazy_graph_module,
     get_graph_module_cls,
     use_lazy_graph_module,
 )
-from torch import fx
-from torch.fx import _lazy_graph_module as torchs
 
 
 def test_unset_means_torch_decides():

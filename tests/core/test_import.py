@@ -12,7 +12,8 @@ original = torchs._get_graph_module_cls
 import lazyfx_core
 assert torchs._get_graph_module_cls is original
 loaded = {name for name in set(sys.modules) - before}
-heavy = [n for n in loaded if n.startswith(("torch._inductor", "torch._dynamo", "sympy", "torch._functorch"))]
+compilers = ("torch._inductor", "torch._dynamo", "torch._functorch", "sympy")
+heavy = [name for name in loaded if name.startswith(compilers)]
 assert not heavy, heavy
 print(lazyfx_core.__version__)
 """

@@ -6,9 +6,10 @@ import weakref
 
 import pytest
 import torch
-from lazyfx_core import LazyGraphModule, use_lazy_graph_module
 from torch import fx, nn
 from torch.fx.graph import PythonCode
+
+from lazyfx_core import LazyGraphModule, use_lazy_graph_module
 
 
 def replace(gm, old, new):

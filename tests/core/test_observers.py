@@ -11,9 +11,10 @@ import threading
 
 import pytest
 import torch
-from lazyfx_core import LazyGraphModule
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from lazyfx_core import LazyGraphModule
 
 
 class Holder(nn.Module):

@@ -7,10 +7,11 @@ import pickle
 
 import pytest
 import torch
-from lazyfx_core import LazyGraphModule, SerializationError, use_lazy_graph_module
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.package import PackageExporter, PackageImporter
+
+from lazyfx_core import LazyGraphModule, SerializationError, use_lazy_graph_module
 
 IN_PLACE = [
     operator.iadd, operator.iand, operator.ifloordiv, operator.ilshift, operator.imod,

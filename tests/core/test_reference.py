@@ -11,9 +11,10 @@ import threading
 
 import pytest
 import torch
-from lazyfx_core import LazyGraphModule, get_graph_module_cls, use_lazy_graph_module
 from torch import fx
 from torch.fx import _lazy_graph_module as torchs
+
+from lazyfx_core import LazyGraphModule, get_graph_module_cls, use_lazy_graph_module
 
 pytestmark = pytest.mark.skipif(
     not torch.__version__.startswith("2.13."),

@@ -4,6 +4,11 @@ import pickle
 
 import pytest
 import torch
+from torch import fx, nn
+from torch.fx import _lazy_graph_module as torchs
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.split_module import split_module
+
 from lazyfx_core import (
     LazyGraphModule,
     SeamError,
@@ -12,10 +17,6 @@ from lazyfx_core import (
     seam_installed,
     use_lazy_graph_module,
 )
-from torch import fx, nn
-from torch.fx import _lazy_graph_module as torchs
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.passes.split_module import split_module
 
 
 def user_class(gm):

@@ -5,8 +5,9 @@ import threading
 
 import pytest
 import torch
-from lazyfx_core import LazyGraphModule
 from torch import fx
+
+from lazyfx_core import LazyGraphModule
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,7 @@ def make_graph_module(
 
     Example:
         >>> import torch
-        >>> graph = fx.symbolic_trace(torch.sin).graph
+        >>> graph = fx.symbolic_trace(lambda x: torch.sin(x)).graph
         >>> type(make_graph_module({}, graph, graph_module_cls=fx.GraphModule)).__mro__[1]
         <class 'torch.fx.graph_module.GraphModule'>
     """

@@ -85,7 +85,7 @@ def use_lazy_graph_module(should_use: bool = True) -> _Setting:
         >>> import torch
         >>> from torch import fx
         >>> with use_lazy_graph_module(True):
-        ...     gm = fx.symbolic_trace(torch.sin)
+        ...     gm = fx.symbolic_trace(lambda x: torch.sin(x))
         >>> isinstance(gm, LazyGraphModule), gm.needs_recompile
         (True, True)
     """

@@ -64,7 +64,7 @@ class LazyGraphModule(fx.GraphModule):
     Example:
         >>> import torch
         >>> from torch import fx
-        >>> gm = LazyGraphModule.from_graphmodule(fx.symbolic_trace(torch.sin))
+        >>> gm = LazyGraphModule.from_graphmodule(fx.symbolic_trace(lambda x: torch.sin(x)))
         >>> for node in gm.graph.find_nodes(op="call_function", target=torch.sin):
         ...     node.target = torch.cos
         >>> _ = gm.recompile()

