@@ -2,11 +2,12 @@
 
 from importlib.metadata import entry_points, version
 
+import torch
+from torch import fx
+
 import lazyfx_compilers
 import lazyfx_core
 import lazyfx_ltc
-import torch
-from torch import fx
 
 for package in (lazyfx_core, lazyfx_ltc, lazyfx_compilers):
     name = package.__name__.replace("_", "-")
