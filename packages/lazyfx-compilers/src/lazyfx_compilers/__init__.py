@@ -1,0 +1,49 @@
+"""Compilers for AOTAutograd and ``torch.compile``, and a graph dumper.
+
+Every compiler has one signature, ``(fx.GraphModule, example_inputs) -> callable``, and works in
+``functorch.compile.aot_function`` and ``aot_module``, as ``torch.compile(backend=compiler)`` and by
+name, ``torch.compile(backend="lazyfx_nop")``. Importing this package loads no compile stack.
+"""
+
+from ._types import FxCompiler
+from .decompositions import default_decompositions
+from .draw import draw_graph_compile
+from .errors import (
+    CompilerError,
+    InvalidGraphError,
+    MissingDependencyError,
+    NotCompilableError,
+    NoTensorOutputError,
+    SeamError,
+    TorchScriptUnsupportedError,
+    UnknownOptionError,
+    UnsafeRecomputationError,
+)
+from .fusion import memory_efficient_fusion
+from .nop import nop
+from .printing import print_compile
+from .torchscript import nnc_jit, simple_ts_compile, ts_compile
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CompilerError",
+    "FxCompiler",
+    "InvalidGraphError",
+    "MissingDependencyError",
+    "NoTensorOutputError",
+    "NotCompilableError",
+    "SeamError",
+    "TorchScriptUnsupportedError",
+    "UnknownOptionError",
+    "UnsafeRecomputationError",
+    "__version__",
+    "default_decompositions",
+    "draw_graph_compile",
+    "memory_efficient_fusion",
+    "nnc_jit",
+    "nop",
+    "print_compile",
+    "simple_ts_compile",
+    "ts_compile",
+]

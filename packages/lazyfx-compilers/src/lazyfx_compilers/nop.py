@@ -1,0 +1,33 @@
+"""The compiler that changes nothing: what other compilers are compared with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._types import boxed_from_positional, require_graph
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import fx
+
+
+def nop(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Run ``gm`` as it is.
+
+    Takes ATen graphs and Dynamo graphs, lazy and plain modules, and can be given directly to
+    ``aot_function``, ``aot_module`` and ``torch.compile(backend=...)``.
+
+    Args:
+        gm: Kept and called, not copied, not changed.
+        example_inputs: Not looked at, not kept.
+
+    Returns:
+        A callable that takes the graph's inputs as one list, which it empties, or one by one. As
+        thread-safe as ``gm`` itself.
+
+    Raises:
+        NotCompilableError: ``gm`` is not a ``torch.fx.GraphModule``.
+        InvalidGraphError: The graph is wrong; names the node.
+    """
+    return boxed_from_positional(require_graph(gm, "nop"), "nop")

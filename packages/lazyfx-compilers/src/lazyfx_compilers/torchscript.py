@@ -1,0 +1,163 @@
+"""Compilers that go through TorchScript.
+
+torch deprecates TorchScript; it still works on every release this package supports, and its
+deprecation warnings are silenced here and only here.
+
+TorchScript knows operators by name, not by overload, and it scripts source text. So a graph is
+copied (the caller's is never touched), overloads become packets, device objects become text, and
+whatever the copy refers to is shared with the original. All of it happens outside the ambient fake
+mode: AOTAutograd compiles under one, and freezing would fold fake constants into the program.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lazyfx_core import LazyGraphModule
+
+from . import _torch_aot
+from ._types import boxed_from_positional, require_graph
+from .errors import TorchScriptUnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import fx
+
+
+def ts_compile(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Compile ``gm`` with TorchScript: script, remove mutation, freeze, optimise.
+
+    A graph of Python functions (what Dynamo hands to ``torch.compile(backend=ts_compile)``) goes
+    through AOTAutograd first, so that it trains.
+
+    Args:
+        gm: Not changed. Parameters and constants it holds are frozen into the program.
+        example_inputs: Fake or real; real ones are not run.
+
+    Returns:
+        A callable that takes the graph's inputs as one list, which it empties, or one by one.
+
+    Raises:
+        NotCompilableError: ``gm`` is not a ``torch.fx.GraphModule``.
+        InvalidGraphError: The graph is wrong; names the node.
+        TorchScriptUnsupportedError: TorchScript cannot take a node; names it.
+
+    Thread-safety: silencing the deprecation warning uses ``warnings.catch_warnings``, which is
+    global to the process; compile in one thread at a time.
+    """
+    return _compile(require_graph(gm, "ts_compile"), example_inputs, ts_compile, optimise=True)
+
+
+def simple_ts_compile(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Compile ``gm`` with TorchScript: script and freeze, nothing else.
+
+    Arguments, result and errors are those of :func:`ts_compile`.
+    """
+    checked = require_graph(gm, "simple_ts_compile")
+    return _compile(checked, example_inputs, simple_ts_compile, optimise=False)
+
+
+def nnc_jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``aot_function(function, simple_ts_compile)``: forward and backward through TorchScript.
+
+    The result has no guards: it replays the first graph for whatever it is called with, like
+    every ``aot_function``. Use ``memory_efficient_fusion`` where that matters.
+    """
+    return _torch_aot.aot_function(function, fw_compiler=simple_ts_compile)
+
+
+def _compile(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    compiler: Callable[..., Any],
+    *,
+    optimise: bool,
+) -> Callable[..., Any]:
+    if not _torch_aot.is_aten_graph(gm):
+        return _torch_aot.compile_dynamo_graph(gm, example_inputs, fw_compiler=compiler)
+    name = compiler.__name__
+    with _torch_aot.outside_fake_mode(), _torch_aot.jit_autocast_disabled(), _quiet():
+        prepared = _prepare(gm, example_inputs)
+        try:
+            program: torch.jit.ScriptModule = torch.jit.script(prepared)
+            if optimise:
+                _torch_aot.jit_remove_mutation(program.graph)
+            program = torch.jit.freeze(program.eval())
+            if optimise:
+                program = torch.jit.optimize_for_inference(program)
+        except Exception as error:
+            raise TorchScriptUnsupportedError(_explain(prepared, error, name)) from error
+    return boxed_from_positional(program, name)
+
+
+def _prepare(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> LazyGraphModule:
+    """A copy of the graph in TorchScript's words, over the same attributes."""
+    copied = LazyGraphModule(gm, copy.deepcopy(gm.graph), type(gm).__name__)
+    placeholders = [node for node in copied.graph.nodes if node.op == "placeholder"]
+    for index, node in enumerate(placeholders):
+        example = example_inputs[index] if index < len(example_inputs) else node.meta.get("val")
+        for symbolic, plain in _SCALARS:
+            if isinstance(example, symbolic):
+                node.type = plain
+                break
+    for node in copied.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target is torch.ops.aten._to_copy.default and set(node.kwargs) == {"dtype"}:
+            node.target = torch.ops.aten.to
+        node.target = _torch_aot.operator_packet(node.target)
+        node.args = fx_map(node.args, _device_as_text)
+        node.kwargs = fx_map(node.kwargs, _device_as_text)
+    copied.recompile()
+    return copied
+
+
+_SCALARS: tuple[tuple[Any, type], ...] = (
+    (bool, bool),
+    ((int, torch.SymInt), int),
+    ((float, torch.SymFloat), float),
+    (str, str),
+)
+
+
+def _device_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, torch.device) else value
+
+
+def fx_map(arguments: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply ``function`` to every leaf of a node's arguments."""
+    from torch.fx.node import map_aggregate
+
+    return map_aggregate(arguments, function)
+
+
+def _explain(gm: LazyGraphModule, error: Exception, compiler: str) -> str:
+    text = str(error)
+    match = re.search(r"^\s*(\w+) = .*\n\s*~+.*<--- HERE", text, re.MULTILINE)
+    names = {node.name: node for node in gm.graph.nodes}
+    node = names.get(match.group(1)) if match else None
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), repr(error))
+    if node is None:
+        where = f"this graph of {len(names)} nodes"
+    else:
+        where = f"node {node.name!r} ({node.op} {node.target})"
+    return (
+        f"{compiler}: TorchScript cannot take {where}: {reason}; decompose the operator, or use "
+        "another compiler (nop, or memory_efficient_fusion with codegen='inductor')"
+    )
+
+
+class _quiet(warnings.catch_warnings):
+    """Silence what TorchScript says about itself on every use."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.")
+        warnings.filterwarnings("ignore", message=r"The TorchScript type system doesn't support")
+        return entered
