@@ -6,11 +6,15 @@ name, ``torch.compile(backend="lazyfx_nop")``. Importing this package loads no c
 """
 
 from ._types import FxCompiler
+from .debug import DebugInterpreter, debug_compile, debug_nop
 from .decompositions import default_decompositions
 from .draw import draw_graph_compile
+from .dump import get_inputs, graph_dumper_aot
 from .errors import (
     CompilerError,
+    DumpFormatError,
     InvalidGraphError,
+    MetadataMismatchError,
     MissingDependencyError,
     NotCompilableError,
     NoTensorOutputError,
@@ -28,8 +32,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CompilerError",
+    "DebugInterpreter",
+    "DumpFormatError",
     "FxCompiler",
     "InvalidGraphError",
+    "MetadataMismatchError",
     "MissingDependencyError",
     "NoTensorOutputError",
     "NotCompilableError",
@@ -38,8 +45,12 @@ __all__ = [
     "UnknownOptionError",
     "UnsafeRecomputationError",
     "__version__",
+    "debug_compile",
+    "debug_nop",
     "default_decompositions",
     "draw_graph_compile",
+    "get_inputs",
+    "graph_dumper_aot",
     "memory_efficient_fusion",
     "nnc_jit",
     "nop",

@@ -84,6 +84,31 @@ def random_operators(gm: fx.GraphModule) -> list[fx.Node]:
     ]
 
 
+def evaluate(number: Any, seen: int, symbols: dict[Any, int]) -> int | None:
+    """The value of an int or ``SymInt``, given values for symbols.
+
+    A number that is one symbol without a value yet takes the value ``seen`` and puts it into
+    ``symbols``. None if the value cannot be told.
+    """
+    if not isinstance(number, torch.SymInt):
+        return int(number)
+    expression = number.node.expr
+    if expression.is_Symbol and expression not in symbols:
+        symbols[expression] = seen
+    value = expression.xreplace(symbols)
+    return int(value) if value.is_number else None
+
+
+def hint(number: Any) -> int:
+    """A plain int for a size: the value a symbolic one had while tracing (2 if it had none)."""
+    if isinstance(number, int):
+        return number
+    try:
+        return int(number.node.hint)
+    except (AttributeError, TypeError, RuntimeError):  # unbacked: only running can tell
+        return 2
+
+
 # --- AOTAutograd -----------------------------------------------------------------------------
 
 

@@ -113,6 +113,8 @@ def lazyfx_dump(
     from .dump import dump_backend
 
     taken = known_options("lazyfx_dump", mode, options, ("example_inputs", "folder", "name"))
+    if "example_inputs" in taken:
+        taken["example_inputs_mode"] = taken.pop("example_inputs")
     return dump_backend(gm, example_inputs, **taken)
 
 

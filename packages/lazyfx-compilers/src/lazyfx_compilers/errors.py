@@ -10,6 +10,8 @@
         ├── TorchScriptUnsupportedError (RuntimeError)  TorchScript cannot take a node
         ├── UnsafeRecomputationError (RuntimeError)     would draw other random numbers
         ├── NoTensorOutputError (ValueError)            there is nothing to differentiate
+        ├── MetadataMismatchError (AssertionError)      a node's result is not what was recorded
+        ├── DumpFormatError (ValueError)                a dump cannot be read; names file and field
         ├── SeamError (RuntimeError)                    a torch release moved something
         └── MissingDependencyError (ImportError)        an optional package or program is absent
 
@@ -23,7 +25,9 @@ import lazyfx_core
 
 __all__ = [
     "CompilerError",
+    "DumpFormatError",
     "InvalidGraphError",
+    "MetadataMismatchError",
     "MissingDependencyError",
     "NoTensorOutputError",
     "NotCompilableError",
@@ -60,6 +64,14 @@ class UnsafeRecomputationError(CompilerError, RuntimeError):
 
 class NoTensorOutputError(CompilerError, ValueError):
     """The compiled function returned no tensor."""
+
+
+class MetadataMismatchError(CompilerError, AssertionError):
+    """A node's result differs from what tracing recorded; names node, property and user's line."""
+
+
+class DumpFormatError(CompilerError, ValueError):
+    """A dumped file is unreadable, foreign, newer or altered; names the file and the field."""
 
 
 class SeamError(CompilerError, lazyfx_core.SeamError):
