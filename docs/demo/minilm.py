@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from lazyfx_core import MissingDependencyError
 from torch import fx, nn
+
+from lazyfx_core import MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

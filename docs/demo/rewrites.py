@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 import torch
-from lazyfx_core import LazyGraphModule
 from torch import fx
+
+from lazyfx_core import LazyGraphModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

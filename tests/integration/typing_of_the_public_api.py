@@ -2,9 +2,10 @@
 
 from typing import assert_type
 
-from lazyfx_core import LazyGraphModule, get_graph_module_cls, make_graph_module
 from torch import fx
 from torch.fx.graph import PythonCode
+
+from lazyfx_core import LazyGraphModule, get_graph_module_cls, make_graph_module
 
 
 class Mine(LazyGraphModule):

@@ -1,0 +1,28 @@
+"""Importing the package loads no compile stack."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+import torch, torch.fx
+before = set(sys.modules)
+import lazyfx_compilers
+loaded = set(sys.modules) - before
+compilers = ("torch._inductor", "torch._dynamo", "torch._functorch", "functorch", "sympy")
+heavy = sorted(name for name in loaded if name.startswith(compilers))
+assert not heavy, heavy
+"""
+
+
+def test_importing_loads_no_compile_stack():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_there_and_sorted():
+    import lazyfx_compilers
+
+    assert lazyfx_compilers.__all__ == sorted(lazyfx_compilers.__all__)
+    for name in lazyfx_compilers.__all__:
+        assert getattr(lazyfx_compilers, name) is not None
