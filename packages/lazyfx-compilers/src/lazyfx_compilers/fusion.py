@@ -109,7 +109,9 @@ def memory_efficient_fusion(
         UnsafeRecomputationError: On calling, torch is set to recompute random operators, which
             would draw other numbers in the backward.
 
-    Thread-safety: calls may race; compilation is serialised across the process.
+    Thread-safety: calls may race; compilation is serialised across the process. While a module is
+    compiled, do not run the *original* in another thread: torch traces by putting fake parameters
+    into it for the time being.
     """
     if not callable(fn):
         raise NotCompilableError(
@@ -208,10 +210,11 @@ class FusedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph compiled for calls like this one."""
         key: tuple[Any, ...] = ()
-        if self._guard:
-            key = (_guards.call_key(args, kwargs), _guards.module_key(self._original))
-        parameters = dict(self._original.named_parameters(remove_duplicate=False))
-        buffers = dict(self._original.named_buffers(remove_duplicate=False))
+        with _compiling:  # torch traces by putting fake parameters into the module meanwhile
+            if self._guard:
+                key = (_guards.call_key(args, kwargs), _guards.module_key(self._original))
+            parameters = dict(self._original.named_parameters(remove_duplicate=False))
+            buffers = dict(self._original.named_buffers(remove_duplicate=False))
         return self._graphs.get(key)(parameters, buffers, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
