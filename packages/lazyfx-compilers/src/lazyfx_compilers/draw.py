@@ -134,9 +134,12 @@ def to_svg(graph: fx.Graph) -> str:
             sx, sy, sw = place[source]
             x1, y1, x2, y2 = sx + sw / 2, sy + _BOX_HEIGHT, x + w / 2, y
             bend = (y2 - y1) / 2
+            # arrows over many layers, mostly what is saved for the backward, must not hide the rest
+            strength = 1.0 if y2 - y1 < 4 * (_BOX_HEIGHT + _GAP_Y) else 0.35
             parts.append(
                 f'<path d="M{x1:.1f} {y1:.1f}C{x1:.1f} {y1 + bend:.1f} {x2:.1f} {y2 - bend:.1f} '
-                f'{x2:.1f} {y2:.1f}" fill="none" stroke="#64748b" marker-end="url(#tip)"/>'
+                f'{x2:.1f} {y2:.1f}" fill="none" stroke="#64748b" stroke-opacity="{strength}" '
+                'marker-end="url(#tip)"/>'
             )
     for node, (x, y, w) in place.items():
         name, what = _label(node)
@@ -153,7 +156,7 @@ def to_svg(graph: fx.Graph) -> str:
 
 
 def _label(node: fx.Node) -> tuple[str, str]:
-    target = node._pretty_print_target(node.target)
+    target = node._pretty_print_target(node.target).removeprefix("torch.ops.")
     value = node.meta.get("val", node.meta.get("example_value"))
     shape = f" {list(value.shape)}" if isinstance(value, torch.Tensor) else ""
     text = target if node.op not in ("placeholder", "output") else node.op
