@@ -18,4 +18,6 @@ html_title = f"lazyfx {version}"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-nitpicky = False
+# The packages' errors share names on purpose (see lazyfx_core.errors); references to them by bare
+# name are ambiguous to Sphinx and clear to readers of one package's page.
+suppress_warnings = ["ref.python"]
