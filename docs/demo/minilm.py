@@ -45,7 +45,10 @@ class SentenceEncoder(nn.Module):
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Embed int64 ``ids`` and ``mask`` of shape (sentences, tokens) as (sentences, 384)."""
-        hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
+        # transformers would look at the values of a 0/1 mask to see whether it can be left out,
+        # which cannot be traced; the mask it makes of one (0 or minus infinity) it takes as it is
+        bias = (1.0 - mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+        hidden = self.bert(input_ids=ids, attention_mask=bias).last_hidden_state
         weight = mask.unsqueeze(-1).to(hidden.dtype)
         return nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=1)
 
@@ -91,6 +94,18 @@ def tokenize(folder: Path, sentences: Sequence[str]) -> tuple[torch.Tensor, torc
     ids = torch.tensor([e.ids for e in encoded])
     mask = torch.tensor([e.attention_mask for e in encoded])
     return ids, mask
+
+
+def trace(encoder: SentenceEncoder, inputs: tuple[torch.Tensor, torch.Tensor]) -> fx.GraphModule:
+    """The encoder as one graph, in operators that torch's lazy backend has kernels for."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from lazyfx_ltc import decompositions
+
+    with torch.no_grad():
+        traced = make_fx(encoder, decomposition_table=decompositions())(*inputs)
+    assert isinstance(traced, fx.GraphModule)
+    return traced
 
 
 def export_graph(

@@ -1,11 +1,14 @@
 """Only type-checked, never run: what a user's type checker sees."""
 
-from typing import assert_type
+from typing import Any, assert_type
 
+import torch
 from torch import fx
 from torch.fx.graph import PythonCode
 
+from lazyfx_compilers import FxCompiler, debug_nop, get_inputs, nop, ts_compile
 from lazyfx_core import LazyGraphModule, get_graph_module_cls, make_graph_module
+from lazyfx_ltc import CompiledGraph, extract_compiled_graph
 
 
 class Mine(LazyGraphModule):
@@ -21,3 +24,13 @@ def core(gm: fx.GraphModule, graph: fx.Graph) -> None:
     assert_type(lazy.needs_recompile, bool)
     assert_type(lazy.recompile(), PythonCode)
     assert_type(lazy.code, str)
+
+
+def ltc(gm: fx.GraphModule, x: torch.Tensor) -> None:
+    assert_type(extract_compiled_graph(gm, (x,)), CompiledGraph)
+
+
+def compilers(folder: str) -> None:
+    each: list[FxCompiler] = [nop, ts_compile, debug_nop]
+    assert_type(each[0], FxCompiler)
+    assert_type(get_inputs(folder, seed=0), list[Any])

@@ -1,0 +1,47 @@
+"""A graph captured once on torch's lazy device and replayed without retracing.
+
+The same result as eager, or a clear error before anything ran. Importing this package does not
+initialise the lazy backend; the first extraction does, or :func:`initialize`.
+"""
+
+from ._decompose import decompositions
+from ._extract import extract_compiled_graph
+from ._fallback import get_fallback_ops
+from ._inputs import GraphInputMatcher
+from ._outputs import ReturnValueHandler
+from ._replay import CompiledGraph, Explanation
+from ._rewrite import force_lazy_device
+from ._session import initialize
+from .errors import (
+    CaptureError,
+    FallbackError,
+    GradientError,
+    GuardError,
+    HostReadError,
+    InputError,
+    LtcError,
+    SessionError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "CompiledGraph",
+    "Explanation",
+    "FallbackError",
+    "GradientError",
+    "GraphInputMatcher",
+    "GuardError",
+    "HostReadError",
+    "InputError",
+    "LtcError",
+    "ReturnValueHandler",
+    "SessionError",
+    "__version__",
+    "decompositions",
+    "extract_compiled_graph",
+    "force_lazy_device",
+    "get_fallback_ops",
+    "initialize",
+]

@@ -1,0 +1,54 @@
+"""Operators that the lazy backend cannot lower.
+
+When torch's lazy backend meets an operator it has no kernel for, it runs everything up to there,
+computes the operator eagerly and goes on from the result: the value of that one run becomes a
+constant of the graph. Capture refuses before that happens (``_capture.py`` asks :func:`lowers`);
+what only shows inside a composite operator is found by the backend's counters, read as a
+difference, never reset: they belong to the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import _torch_lazy
+
+_TRANSPARENT = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
+
+
+def lowers(op: str) -> bool:
+    """Whether the backend captures a call of ``op`` (``"aten::add.Tensor"``), itself or in parts.
+
+    Asks for the functional form, as the backend sees it: ``aten::t_copy``, not ``aten::t``.
+    """
+    if _torch_lazy.has_kernel(op, "Lazy"):
+        return True
+    if not op.startswith("aten::") or op.split(".")[0].endswith("_copy"):
+        # prims have no lazy form; a copy's composite calls the view, which becomes the copy again
+        return False
+    return any(_torch_lazy.has_kernel(op, key) for key in _TRANSPARENT)
+
+
+def is_composite(op: str) -> bool:
+    """Whether the backend gets ``op`` in parts, any of which it may lack a kernel for."""
+    return not _torch_lazy.has_kernel(op, "Lazy")
+
+
+def get_fallback_ops(since: Mapping[str, int] | None = None) -> list[str]:
+    """Operators that left the lazy graph in this process, as ``"aten::name=count"``.
+
+    Args:
+        since: A snapshot (:func:`fallback_counts`); only what came after it is reported. Without
+            it, everything since the backend was initialised or torch's metrics were reset.
+    """
+    before = since or {}
+    return [
+        f"{name}={count - before.get(name, 0)}"
+        for name, count in fallback_counts().items()
+        if count > before.get(name, 0)
+    ]
+
+
+def fallback_counts() -> dict[str, int]:
+    """A snapshot for :func:`get_fallback_ops`; counters of the whole process."""
+    return {name: n for name, n in _torch_lazy.counters().items() if "aten::" in name and n > 0}

@@ -1,0 +1,166 @@
+"""Turn what the backend recorded into a program of its own.
+
+torch's extraction looks a graph up in a shared cache by a hash. The hash is the same for graphs
+that differ only in the order of their arguments, and the cache forgets. Here the recorded graph's
+*text* is read (``_text.py``), mended (``_repair.py``) and compiled to a function that belongs to
+one ``CompiledGraph`` alone.
+
+Inputs and instructions that nothing uses are dropped, except for random draws: an unused draw
+still moves the random state in eager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import _torch_lazy
+from ._capture import Recording
+from ._inputs import GraphInputMatcher
+from ._repair import Repair, scalar_of
+from ._text import Instruction, parse, write
+from .errors import CaptureError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A compiled graph with its wiring. Thread-safe; owns its function and its constants.
+
+    Attributes:
+        function: Takes the inputs in order, returns a tuple of tensors (or one tensor).
+        text: The program as text.
+        inputs: For each input the number of its source, or None for a constant.
+        constants: For each input its constant, or None for a source.
+        results: For each result (fresh outputs, then written sources) its place in the tuple.
+        own: For each result whether its memory is its own, or it must be copied before it is
+            handed out since it may share memory with an input, a constant or another result.
+        arity: The length of the returned tuple.
+        calls: How often each operator occurs.
+    """
+
+    function: Callable[..., Any]
+    text: str
+    inputs: tuple[int | None, ...]
+    constants: tuple[Any, ...]
+    results: tuple[int, ...]
+    own: tuple[bool, ...]
+    arity: int
+    calls: dict[str, int]
+
+
+def _live(instructions: list[Instruction], wanted: Iterable[str]) -> list[Instruction]:
+    needed = set(wanted)
+    kept: list[Instruction] = []
+    for one in reversed(instructions):
+        if any(name in needed for name, _ in one.outs):
+            needed.update(one.ins)
+            kept.append(one)
+    kept.reverse()
+    return kept
+
+
+def build(recording: Recording, results: int) -> Program:
+    """Compile a recording.
+
+    Args:
+        recording: What the backend recorded.
+        results: The number of outputs after the random draws.
+
+    Raises:
+        CaptureError: The text does not say what the recording promised.
+    """
+    inputs, instructions, returned = parse(recording.text)
+    if len(inputs) != len(recording.ids) or len(returned) != recording.draws + results:
+        raise CaptureError(
+            f"the recorded graph has {len(inputs)} inputs and {len(returned)} outputs: expected"
+            f" {len(recording.ids)} and {recording.draws + results}; please report it together"
+            " with the torch version"
+        )
+    matcher = GraphInputMatcher(recording.source_ids, recording.ids, recording.values)
+    positions = dict(zip(inputs, matcher.positions(), strict=True))
+    values = dict(zip(inputs, recording.values, strict=True))
+    scalars = {
+        name: scalar
+        for name, value in values.items()
+        if positions[name] is None and (scalar := scalar_of(value)) is not None
+    }
+    repair = Repair(scalars, set(returned[: recording.draws]))
+    for one in instructions:
+        repair.add(one)
+    wanted = [repair.aliases.get(name, name) for name in returned]
+    draws, wanted_results = wanted[: recording.draws], wanted[recording.draws :]
+    live = _live(repair.done, wanted)
+    used = {name for one in live for name in one.ins}
+    # A draw somebody uses runs anyway; one nobody uses must stay an output to run at all.
+    outputs = list(dict.fromkeys([*(name for name in draws if name not in used), *wanted_results]))
+    names = [name for name in inputs if name in used or name in outputs]
+    text = write(names, live, outputs)
+    try:
+        function = _torch_lazy.build_function(text)
+    except RuntimeError as error:
+        raise CaptureError(
+            f"torch cannot compile the recorded graph: {error}; please report it together with"
+            " the torch version"
+        ) from error
+    calls: dict[str, int] = {}
+    for one in live:
+        if one.kind.startswith("aten::"):
+            calls[one.kind] = calls.get(one.kind, 0) + 1
+    return Program(
+        function=function,
+        text=text,
+        inputs=tuple(positions[name] for name in names),
+        constants=tuple(_constant(values[name]) for name in names),
+        results=tuple(outputs.index(name) for name in wanted_results),
+        own=_owned(text, [outputs.index(name) for name in wanted_results]),
+        arity=len(outputs),
+        calls=calls,
+    )
+
+
+def _constant(value: Any) -> Any:
+    return torch.tensor(value) if isinstance(value, (bool, int, float)) else value
+
+
+def _owned(text: str, results: Sequence[int]) -> tuple[bool, ...]:
+    """Which results are memory of their own; decided by the operators' alias annotations.
+
+    A result is not if, through operators that may return a view of an operand, it leads to an
+    input, to something computed from no input at all (an optimising TorchScript folds that into a
+    constant it hands out again at every call), or to a value another result leads to.
+    """
+    borrowed = -1
+    inputs, nodes, returned = _torch_lazy.read_graph(text)
+    origins: dict[int, set[int]] = {value: {borrowed} for value in inputs}
+    varying = set(inputs)
+    for operands, outputs, schema in nodes:
+        aliased = _aliased(operands, schema) if schema is not None else set()
+        depends = bool(varying.intersection(operands))
+        for value in outputs:
+            origins[value] = {borrowed} if not depends else {value}
+            if aliased:
+                origins[value] = set().union(*(origins.get(one, {one}) for one in aliased))
+            if depends:
+                varying.add(value)
+    owned: list[bool] = []
+    taken = {borrowed}
+    for index in results:
+        reached = origins[returned[index]]
+        owned.append(not reached & taken)
+        taken |= reached
+    return tuple(owned)
+
+
+def _aliased(operands: Sequence[int], schema: Any) -> set[int]:
+    """The operands an operator may return a view of."""
+    for argument in (*schema.arguments, *schema.returns):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            raise CaptureError(
+                f"the recorded graph writes in place ({schema}); please report it together with"
+                " the torch version"
+            )
+    pairs = zip(operands, schema.arguments, strict=False)
+    return {operand for operand, argument in pairs if argument.alias_info is not None}

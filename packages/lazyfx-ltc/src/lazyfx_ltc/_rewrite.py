@@ -1,0 +1,135 @@
+"""Send what a model would create on a real device to the lazy device instead.
+
+Two layers, because neither sees everything. :func:`force_lazy_device` edits the graph: factory
+calls and explicit devices of nodes. :class:`LazyDevices` catches the same inside leaf modules,
+whose Python code no graph edit reaches. What slips through both (a tensor hidden in a list, a
+transfer to another device) is refused by ``_capture.py``.
+
+Sound because the contract run has already shown that every tensor of the model lives on the
+session's device: there, "move to that device" means "stay".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.overrides import TorchFunctionMode
+
+from lazyfx_core import require_graph_module
+
+from ._torch_tracing import device_constructors
+
+_LAZY = torch.device("lazy")
+_TRANSFERS = ("cpu", "cuda")
+
+
+def _is_device_name(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        torch.device(value)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _redirect(value: Any) -> Any:
+    if isinstance(value, torch.device):
+        return _LAZY
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(_redirect(item) for item in value)
+    return value
+
+
+def _redirect_keywords(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    redirected = {key: _redirect(value) for key, value in kwargs.items()}
+    device = redirected.get("device")
+    if _is_device_name(device) or type(device) is int:
+        redirected["device"] = _LAZY
+    return redirected
+
+
+def _redirect_transfer(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``x.to("cpu", ...)``: the device may be a bare string in second place."""
+    if len(args) > 1 and _is_device_name(args[1]):
+        return (args[0], _LAZY, *args[2:])
+    return args
+
+
+def _is_overload_factory(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return False
+    names = [argument.name for argument in schema.arguments]
+    takes_tensor = any("Tensor" in str(argument.type) for argument in schema.arguments)
+    return "device" in names and not takes_tensor
+
+
+def _names_device(values: Iterable[Any]) -> bool:
+    return any(isinstance(value, torch.device) for value in values)
+
+
+def _rewrite_node(node: fx.Node) -> None:
+    args = tuple(_redirect(argument) for argument in node.args)
+    kwargs = _redirect_keywords(node.kwargs)
+    if node.op == "call_method" and node.target == "to":
+        args = _redirect_transfer(args)
+    elif node.op == "call_method" and node.target in _TRANSFERS:
+        # x.cpu(memory_format=...) and x.cuda(device, non_blocking)
+        node.target = "to"
+        keep = {key: value for key, value in kwargs.items() if key == "memory_format"}
+        args, kwargs = (args[0], _LAZY), keep
+    elif node.op == "call_function" and not _names_device((*args, *kwargs.values())):
+        target = node.target
+        if target in device_constructors() or _is_overload_factory(target):
+            kwargs["device"] = _LAZY
+    node.args, node.kwargs = args, kwargs
+
+
+def force_lazy_device(model: fx.GraphModule) -> None:
+    """Make a graph create its tensors on the lazy device. Changes ``model`` in place.
+
+    Covers explicit devices anywhere in the arguments (``torch.device`` objects, also nested, and
+    names under the ``device`` keyword), ``x.to("cpu")``, ``x.cpu()``, ``x.cuda()``, and factory
+    functions called without a device (``torch.zeros`` and its kin, ``torch.tensor``, and the aten
+    overloads ``make_fx`` records). ``x.new_zeros`` and ``torch.zeros_like`` follow their input
+    and are left alone. Code inside leaf modules is not touched. The model is recompiled once.
+
+    :func:`lazyfx_ltc.extract_compiled_graph` does this on its own copy; there is no need to call
+    it first.
+
+    Args:
+        model: A graph module; its graph is edited.
+
+    Raises:
+        NotAGraphModuleError: ``model`` is something else.
+    """
+    require_graph_module(model, "force_lazy_device(model)")
+    for node in model.graph.nodes:
+        if node.op in ("call_function", "call_method"):
+            _rewrite_node(node)
+    model.recompile()
+
+
+class LazyDevices(TorchFunctionMode):
+    """While active, torch functions create and keep tensors on the lazy device."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        args = tuple(_redirect(argument) for argument in args)
+        keywords = _redirect_keywords(kwargs or {})
+        if func is torch.Tensor.to:
+            args = _redirect_transfer(args)
+        elif func in (torch.Tensor.cpu, torch.Tensor.cuda):
+            return torch.Tensor.to(args[0], _LAZY)
+        elif func in device_constructors() and not _names_device((*args, *keywords.values())):
+            keywords["device"] = _LAZY
+        return func(*args, **keywords)

@@ -1,0 +1,167 @@
+"""Run a copy of a model, node by node, with other tensors in the place of its own.
+
+Capture runs the model twice without touching it: once on fake tensors (``_contract.py``) and once
+on lazy ones (``_capture.py``). Both need a copy in which every tensor of the model is replaced.
+``copy.deepcopy`` with a pre-filled memo does that wherever the tensor is referenced, keeps ties,
+and copies no weight. Running by interpretation generates no code and knows the node at fault.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from lazyfx_core import LazyGraphModule
+
+from .errors import CaptureError
+
+# What GraphModule keeps for its own code generation; the rest belongs to the user's model.
+_GENERATED = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start", "forward"})
+_OURS = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent)
+
+
+class Runner(fx.Interpreter):
+    """Interprets the graph of a copy; ``node`` is the node that runs or ran last."""
+
+    def __init__(self, copied: fx.GraphModule) -> None:
+        super().__init__(copied)
+        self.copied = copied
+        self.extra_traceback = False
+        self.node: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Remember the node, then run it."""
+        self.node = n
+        return super().run_node(n)
+
+    def output(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The returned value with the lists and dicts that generated code would build."""
+        return _plain(super().output(target, args, kwargs))
+
+    def where(self) -> str:
+        """The current node in words, with the user's line where tracing kept it."""
+        node = self.node
+        if node is None:
+            return "the graph's start"
+        described = f"node {node.name!r} ({node.op} {_target_name(node)})"
+        return f"{described}, from {line}" if (line := _traced_line(node)) else described
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if type(value) is tuple:
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(_plain(item) for item in value)
+    return value
+
+
+def _target_name(node: fx.Node) -> str:
+    target = node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def _traced_line(node: fx.Node) -> str:
+    recorded = node.meta.get("stack_trace") or ""
+    lines = [line.strip() for line in recorded.splitlines() if line.strip().startswith("File ")]
+    return lines[-1] if lines else ""
+
+
+def user_line(error: BaseException | None = None) -> str:
+    """``, called at file:line`` of the innermost frame outside torch and this package, or ''."""
+    if error is None:
+        frames: Any = traceback.extract_stack()
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        if frame.name == "run_node" and frame.filename.startswith(_OURS):
+            return ""  # the graph itself calls it: the node says where
+        if not frame.filename.startswith((_OURS, _TORCH, "<")):
+            return f", called at {frame.filename}:{frame.lineno}"
+    return ""
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    for path, module in model.named_modules():
+        if any(getattr(module, kind, None) for kind in kinds):
+            who = f"submodule {path!r}" if path else "the model"
+            raise CaptureError(
+                f"{who} has forward hooks: a replay runs the captured graph and would not call"
+                " them; remove the hooks, or trace them into the graph with make_fx"
+            )
+
+
+def stand_in(model: fx.GraphModule, replacements: Mapping[int, torch.Tensor]) -> Runner:
+    """Copy a model with other tensors in place of its own.
+
+    Args:
+        model: The model; not changed. Its tensors are not copied, everything else is.
+        replacements: The replacement of each tensor of the model, by ``id``.
+
+    Raises:
+        CaptureError: The model has forward hooks, or something in it cannot be copied.
+    """
+    _refuse_hooks(model)
+    memo: dict[int, Any] = dict(replacements)
+    attributes = {key: value for key, value in vars(model).items() if key not in _GENERATED}
+    root = nn.Module()
+    try:
+        root.__dict__.update(copy.deepcopy(attributes, memo))
+        # Lazy: the copy is edited and interpreted, nobody ever needs its code.
+        copied = LazyGraphModule(root, copy.deepcopy(model.graph))
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise CaptureError(
+            f"the model cannot be copied for capture ({type(error).__name__}: {error}); every"
+            " attribute of it and of its submodules must support copy.deepcopy"
+        ) from error
+    return Runner(copied)
+
+
+class AttributeWatch:
+    """Notices a module that binds an attribute anew while it runs.
+
+    Such a change happens to the copy only: neither the model nor a replay would see it, so it is
+    refused. In-place changes of tensors are not meant; those are captured.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._before = {
+            (path, kind): dict(values)
+            for path, module in root.named_modules()
+            for kind, values in self._kinds(module)
+        }
+        self._root = root
+
+    @staticmethod
+    def _kinds(module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+        kinds = ("_parameters", "_buffers", "_modules")
+        return [("attribute", vars(module)), *((kind, getattr(module, kind)) for kind in kinds)]
+
+    def check(self) -> None:
+        """Compare with the start.
+
+        Raises:
+            CaptureError: An attribute was bound anew, added or removed.
+        """
+        for path, module in self._root.named_modules():
+            for kind, values in self._kinds(module):
+                before = self._before.get((path, kind), {})
+                for key in before.keys() | values.keys():
+                    if key in before and key in values and before[key] is values[key]:
+                        continue
+                    raise CaptureError(
+                        f"submodule {path!r} binds its attribute {key!r} anew while it runs; a"
+                        " replay would not do that. Change the tensor in place instead"
+                        f" (self.{key}.copy_(...)), or do it outside the captured graph"
+                    )

@@ -1,0 +1,111 @@
+"""What a tensor looks like from outside, and what a model's call promises: the contract.
+
+A :class:`Contract` is what eager would do for inputs of these shapes, learnt without running
+anything on data (``_contract.py``). The captured program is checked against it before it is
+handed out, and the replay follows it: which outputs are the caller's own tensors, which are views
+of them, what memory layout the fresh ones have, and which inputs are written.
+
+*Sources* are numbered: first the positional arguments, then the model's tensors (``_state.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch.utils._pytree import TreeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Shape, strides (in elements), dtype and device of a tensor."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> TensorSpec:
+        """Describe a tensor, real or fake."""
+        return cls(
+            shape=tensor.shape, stride=tensor.stride(), dtype=tensor.dtype, device=tensor.device
+        )
+
+    def same_layout(self, stride: tuple[int, ...]) -> bool:
+        """Whether strides address the elements alike; those of sizes 0 and 1 do not count."""
+        if stride == self.stride or 0 in self.shape:
+            return True
+        pairs = zip(self.shape, self.stride, stride, strict=True)
+        return all(size == 1 or ours == theirs for size, ours, theirs in pairs)
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{name}{list(self.shape)} with strides {list(self.stride)} on {self.device}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """An output leaf that is no tensor: None, a number or a string fixed by the shapes."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Itself:
+    """An output that is the source: the caller gets the very same tensor object back."""
+
+    source: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewOf:
+    """An output that is a view of a source; ``offset`` counts elements from the source's own."""
+
+    source: int
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fresh:
+    """An output the program computes; ``slot`` numbers the distinct ones."""
+
+    slot: int
+
+
+Leaf = Constant | Itself | ViewOf | Fresh
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """Fresh outputs that are views of one storage of ``numel`` elements, each at its offset."""
+
+    slots: tuple[int, ...]
+    offsets: tuple[int, ...]
+    numel: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """What a call of the model does, apart from the numbers.
+
+    Attributes:
+        structure: How the leaves make up the returned value.
+        leaves: The returned leaves in order.
+        fresh: Description of each computed output, by slot.
+        shared: Groups of fresh outputs that share memory with each other.
+        written: Numbers of the sources that the call writes to, ascending.
+        operators: How many operators one call runs.
+    """
+
+    structure: TreeSpec
+    leaves: tuple[Leaf, ...]
+    fresh: tuple[TensorSpec, ...]
+    shared: tuple[Shared, ...] = field(default=())
+    written: tuple[int, ...] = field(default=())
+    operators: int

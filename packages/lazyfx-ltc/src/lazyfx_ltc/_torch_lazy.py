@@ -1,0 +1,198 @@
+"""The seam to torch's lazy backend and to the TorchScript it lowers to.
+
+Everything private that lazyfx-ltc needs from ``torch._C`` goes through the functions below, so
+that one file breaks when torch moves something. Names are looked up when they are used, never at
+import: importing this module initialises nothing. A name that is gone raises
+:class:`lazyfx_core.errors.SeamError` that says which.
+
+Facts relied on, each checked where it is used or by the self-test of ``_session``:
+
+* ``_get_tensors_ts_device_data_node(roots)`` and ``_get_tensors_backend(roots)`` visit the nodes
+  in the same order (post-order over the roots in the order given), so that the n-th device datum
+  is the parameter ``%pn`` of the text;
+* both merge two data only if they are one object; ``to("lazy")`` of a tensor with at least one
+  dimension makes a new object each time, while equal scalars share one;
+* registering the backend a second time raises, and leaves the dispatcher half re-registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from lazyfx_core.errors import SeamError
+
+_OWNER = "torch._C"
+
+
+def _private(path: str) -> Any:
+    found: Any = torch._C
+    for name in path.split("."):
+        found = getattr(found, name, None)
+        if found is None:
+            raise SeamError(
+                f"torch {torch.__version__} has no {_OWNER}.{path}, which lazyfx-ltc relies on;"
+                " this torch release (or build) is not supported: install torch 2.6 to 2.15"
+            )
+    return found
+
+
+# --- the backend -------------------------------------------------------------------------------
+
+
+def backend_is_registered() -> bool:
+    """Whether anybody in this process has initialised torch's lazy TorchScript backend."""
+    return bool(_private("_dispatch_has_kernel_for_dispatch_key")("aten::add.Tensor", "Lazy"))
+
+
+def register_backend() -> None:
+    """Initialise the lazy TorchScript backend. Must not be called when it is registered."""
+    _private("_lazy_ts_backend._init")()
+
+
+def backend_device() -> str:
+    """The device type the registered backend computes on, ``"cpu"`` or ``"cuda"``."""
+    probe = torch.ones(1).to("lazy")
+    return "cuda" if "device=CUDA" in ir_text([probe]) else "cpu"
+
+
+@cache
+def has_kernel(op: str, key: str) -> bool:
+    """Whether ``op`` (``"aten::add.Tensor"``) has its own kernel under a dispatch key.
+
+    False for the overloads that only TorchScript has: the dispatcher does not know them.
+    """
+    ask = _private("_dispatch_has_kernel_for_dispatch_key")
+    try:
+        return bool(ask(op, key))
+    except RuntimeError:  # "operator ... does not exist"
+        return False
+
+
+def counters() -> dict[str, int]:
+    """A snapshot of the process's lazy counters."""
+    value = _private("_lazy._counter_value")
+    return {name: int(value(name) or 0) for name in _private("_lazy._counter_names")()}
+
+
+# --- lazy tensors ------------------------------------------------------------------------------
+
+
+def tensor_id(tensor: torch.Tensor) -> int:
+    """The number under which the backend reports this lazy tensor's data."""
+    return int(_private("_lazy._get_tensor_id")(tensor))
+
+
+def _functionalization(name: str) -> Any:
+    function = getattr(torch, name, None)
+    if function is None:
+        raise SeamError(f"torch {torch.__version__} has no torch.{name}, which lazyfx-ltc needs")
+    return function
+
+
+def wrapped(tensor: torch.Tensor) -> torch.Tensor:
+    """The functionalized form of a lazy tensor, which views and in-place operators need.
+
+    Lazy tensors are born wrapped, except what is made under a dispatch mode.
+    """
+    if _functionalization("_is_functional_tensor")(tensor):
+        return tensor
+    outer: torch.Tensor = _functionalization("_to_functional_tensor")(tensor)
+    return outer
+
+
+def settled(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors as roots of a graph: each sees the writes that were made through its views.
+
+    The backend's inspection functions take the outer, functionalized tensors only; inner ones, as
+    a dispatch mode sees them, are wrapped.
+    """
+    sync = _functionalization("_sync")
+    roots = [wrapped(one) for one in tensors]
+    for root in roots:
+        sync(root)
+    return roots
+
+
+def device_data(roots: Sequence[torch.Tensor]) -> tuple[list[int], list[Any]]:
+    """Tensor ids and values of the data the graph of ``roots`` starts from, in ``%p`` order."""
+    ids, values = _private("_lazy_ts_backend._get_tensors_ts_device_data_node")(list(roots))
+    return list(ids), list(values)
+
+
+def backend_text(roots: Sequence[torch.Tensor]) -> str:
+    """The TorchScript text of the graph that computes ``roots``; nothing is executed."""
+    return str(_private("_lazy._get_tensors_backend")(list(roots)))
+
+
+def ir_text(roots: Sequence[torch.Tensor]) -> str:
+    """The lazy IR of ``roots`` as text; nothing is executed."""
+    return str(_private("_lazy._get_tensors_text")(list(roots)))
+
+
+def graph_hash(roots: Sequence[torch.Tensor]) -> str:
+    """The hash torch's own extraction would use; for comparison in logs only."""
+    return str(bytes(_private("_lazy._get_graph_hash")(list(roots))).hex())
+
+
+# --- TorchScript -------------------------------------------------------------------------------
+
+
+def build_function(text: str) -> Callable[..., Any]:
+    """Turn a graph's text into a function of its own (no cache, releases the GIL while it runs).
+
+    TorchScript's optimiser is left out while the function runs (the setting is thread-local): it
+    recurses over long chains, which ends a process whose thread has a small stack, folds constants
+    into tensors that it hands out again at every call, and has nothing to fuse on a CPU.
+
+    Raises:
+        RuntimeError: torch cannot parse the text.
+    """
+    function: Callable[..., Any] = _private("_create_function_from_graph")(
+        "captured", _private("parse_ir")(text)
+    )
+    is_optimising = _private("_get_graph_executor_optimize")
+    optimise = _private("_set_graph_executor_optimize")
+
+    def run(*inputs: Any) -> Any:
+        before = is_optimising()
+        optimise(False)
+        try:
+            return function(*inputs)
+        finally:
+            optimise(before)
+
+    return run
+
+
+@cache
+def schemas(kind: str) -> tuple[Any, ...]:
+    """All schemas TorchScript knows for an operator (``"aten::add"``)."""
+    return tuple(_private("_jit_get_schemas_for_operator")(kind))
+
+
+def read_graph(
+    text: str,
+) -> tuple[list[int], list[tuple[list[int], list[int], Any | None]], list[int]]:
+    """Parse a graph: (its inputs, its nodes, the values it returns).
+
+    A node is (inputs, outputs, schema or None); values are numbers, since the parser renames. A
+    tuple built for the return is looked through. ``prim`` nodes have no schema.
+    """
+    parse = _private("parse_schema")
+    graph = _private("parse_ir")(text)
+    nodes: list[tuple[list[int], list[int], Any | None]] = []
+    returned = [value.unique() for value in graph.outputs()]
+    for node in graph.nodes():
+        described = node.schema()
+        inputs = [value.unique() for value in node.inputs()]
+        outputs = [value.unique() for value in node.outputs()]
+        if node.kind() == "prim::TupleConstruct" and outputs == returned:
+            returned = inputs
+            continue
+        schema = None if described == "(no schema)" else parse(described)
+        nodes.append((inputs, outputs, schema))
+    return [value.unique() for value in graph.inputs()], nodes, returned

@@ -1,0 +1,86 @@
+"""Everything lazyfx-ltc raises on purpose, besides what it passes on from lazyfx-core.
+
+::
+
+    LazyFxError                                 (lazyfx_core.errors)
+    └── LtcError                                base of this package
+        ├── SessionError (RuntimeError)         torch's lazy backend cannot be had as asked for
+        ├── InputError (TypeError, ValueError)  an example input is not what capture can take
+        ├── CaptureError (RuntimeError)         the model cannot be captured faithfully
+        │   ├── FallbackError                   the backend has no kernel for some operators
+        │   └── HostReadError                   the model reads a tensor's value while it runs
+        └── GuardError (TypeError, ValueError)  a call does not fit what was captured
+            └── GradientError                   the call would need gradients
+
+The law they serve: a call gives the same result as eager, or one of these before anything ran.
+An argument that is no ``GraphModule`` and a graph that cannot run are reported with
+``lazyfx_core.errors.NotAGraphModuleError`` and ``InvalidGraphError``, as everywhere in lazyfx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lazyfx_core.errors import LazyFxError
+
+__all__ = [
+    "CaptureError",
+    "FallbackError",
+    "GradientError",
+    "GuardError",
+    "HostReadError",
+    "InputError",
+    "LtcError",
+    "SessionError",
+]
+
+
+class LtcError(LazyFxError):
+    """Base of every error of lazyfx-ltc."""
+
+
+class SessionError(LtcError, RuntimeError):
+    """The lazy backend is absent, is bound to the other device type, or does not work here."""
+
+
+class InputError(LtcError, TypeError, ValueError):
+    """An example input cannot be captured; the message names its index and what was expected."""
+
+
+class CaptureError(LtcError, RuntimeError):
+    """The model cannot be captured so that a replay is sure to equal eager."""
+
+
+class FallbackError(CaptureError):
+    """The lazy backend would leave the graph, and run these operators eagerly, once, at capture.
+
+    Args:
+        ops: Operators in the order in which they were met, each ``"aten::name.overload"``.
+        where: For each operator the places that call it (names of graph nodes).
+    """
+
+    def __init__(self, ops: Sequence[str], where: Sequence[str]) -> None:
+        listed = ", ".join(f"{op} (at {place})" for op, place in zip(ops, where, strict=True))
+        super().__init__(
+            f"torch's lazy backend has no kernel for {len(ops)} operator(s) of the model: {listed}."
+            " Expected: only operators the backend lowers, as anything else would be computed once"
+            " and baked in. Re-trace the model with make_fx(model,"
+            " decomposition_table=lazyfx_ltc.decompositions()), or rewrite these calls"
+        )
+        self.ops = tuple(ops)
+        self.where = tuple(where)
+
+
+class HostReadError(CaptureError):
+    """The model reads a value out of a tensor (``item``, ``tolist``, ``bool``) while it runs.
+
+    The value of this one run would be baked into the graph, so that later calls were wrong.
+    """
+
+
+class GuardError(LtcError, TypeError, ValueError):
+    """A call differs from the capture in something the captured graph depends on."""
+
+
+class GradientError(GuardError):
+    """A call under grad mode whose result would have to carry gradients."""

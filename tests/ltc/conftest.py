@@ -1,0 +1,107 @@
+"""Eager torch is the oracle: ``agrees`` runs both on equal data and compares all that shows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+import lazyfx_ltc as ltc
+
+
+def _like(example: torch.Tensor, seed: int) -> torch.Tensor:
+    """New values in the memory layout of the example."""
+    generator = torch.Generator().manual_seed(seed)
+    if example.dtype == torch.bool:
+        values = torch.rand(example.shape, generator=generator) > 0.5
+    elif example.dtype.is_floating_point or example.dtype.is_complex:
+        values = torch.randn(example.shape, generator=generator).to(example.dtype)
+    else:
+        values = torch.randint(0, 3, example.shape, generator=generator).to(example.dtype)
+    placed = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype)
+    return placed.copy_(values)
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _sharing(tensors: list[torch.Tensor]) -> list[int]:
+    """For each tensor the first one that it shares memory with."""
+    first: dict[int, int] = {}
+    return [
+        first.setdefault(_address(tensor), index) if tensor.numel() else index
+        for index, tensor in enumerate(tensors)
+    ]
+
+
+def _same_objects(values: list[Any]) -> list[int]:
+    first: dict[int, int] = {}
+    return [first.setdefault(id(value), index) for index, value in enumerate(values)]
+
+
+def compare(got: Any, want: Any, got_args: list[Any], want_args: list[Any]) -> None:
+    got_leaves, got_structure = pytree.tree_flatten(got)
+    want_leaves, want_structure = pytree.tree_flatten(want)
+    assert got_structure == want_structure
+    for ours, theirs in zip([*got_leaves, *got_args], [*want_leaves, *want_args], strict=True):
+        assert type(ours) is type(theirs)
+        if isinstance(theirs, torch.Tensor):
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+            assert ours.stride() == theirs.stride()
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+        else:
+            assert ours == theirs
+    both = [
+        [x for x in (*leaves, *args) if isinstance(x, torch.Tensor)]
+        for leaves, args in ((got_leaves, got_args), (want_leaves, want_args))
+    ]
+    assert _same_objects(both[0]) == _same_objects(both[1])
+    assert _sharing(both[0]) == _sharing(both[1])
+
+
+@pytest.fixture
+def agrees() -> Callable[..., ltc.CompiledGraph]:
+    """Extract, then call three times with new values, against eager; returns the extracted."""
+
+    def check(model: Any, *examples: torch.Tensor) -> ltc.CompiledGraph:
+        gm = model if isinstance(model, fx.GraphModule) else fx.symbolic_trace(model)
+        untouched = [example.clone() for example in examples]
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        compiled = ltc.extract_compiled_graph(gm, examples)
+        assert torch.equal(before, torch.get_rng_state())
+        for example, copy in zip(examples, untouched, strict=True):
+            assert torch.equal(example, copy)
+        for seed in range(3):
+            ours = [_like(example, seed + 7 * i) for i, example in enumerate(examples)]
+            theirs = [_like(example, seed + 7 * i) for i, example in enumerate(examples)]
+            with torch.no_grad():
+                torch.manual_seed(seed)
+                want = gm(*theirs)
+                eager_state = torch.get_rng_state()
+                torch.manual_seed(seed)
+                got = compiled(*ours)
+            assert torch.equal(torch.get_rng_state(), eager_state)
+            compare(got, want, ours, theirs)
+        return compiled
+
+    return check
+
+
+@pytest.fixture
+def alone() -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Run python code in a process of its own, for what may end the process or needs a new one."""
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return run
