@@ -66,7 +66,8 @@ def replay_sentences(console: Console) -> tuple[bool, Rows]:
         graph = minilm.trace(encoder, inputs)
         result = sentences.compare(encoder, folder, graph)
     for one, other, similarity in result.pairs:
-        console.print(f"  {one:<62} [dim]→ {similarity:.2f}[/] {other}", highlight=False)
+        console.print(f"  {similarity:.2f}  {one}", highlight=False)
+        console.print(f"        [dim]{other}[/]", highlight=False)
     agrees = result.same_neighbours and result.largest_difference < 1e-4
     console.print(f"  {result.compiled!r}", highlight=False)
     return agrees, [

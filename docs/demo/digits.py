@@ -71,7 +71,7 @@ def load_digits() -> tuple[Batches, tuple[torch.Tensor, torch.Tensor]]:
     labels = torch.tensor(digits.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     test, train = order[:297], order[297:]
-    batches = [(images[i], labels[i]) for i in train.split(BATCH) if len(i) == BATCH]
+    batches = [(images[i], labels[i]) for i in torch.split(train, BATCH) if len(i) == BATCH]
     return batches, (images[test], labels[test])
 
 
@@ -134,4 +134,5 @@ def dump_training_graphs(folder: Path) -> Path:
     dumper = graph_dumper_aot("digits", folder, dump_example_input=True)
     images, labels = batches[0]
     F.cross_entropy(torch.compile(net, backend=dumper)(images), labels).backward()  # type: ignore[no-untyped-call]
-    return dumper.root
+    assert dumper.path is not None
+    return dumper.path

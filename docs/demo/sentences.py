@@ -51,6 +51,7 @@ def compare(encoder: SentenceEncoder, folder: Path, graph: fx.GraphModule) -> Co
         pairs=[
             (SENTENCES[i], SENTENCES[j], similarity[i, j].item())
             for i, j in enumerate(neighbours.tolist())
+            if i < j or neighbours[j] != i  # two that choose each other are shown once
         ],
         same_neighbours=torch.equal(neighbours, nearest(eager)),
         largest_difference=(eager - replayed).abs().max().item(),
