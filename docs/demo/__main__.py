@@ -186,7 +186,7 @@ def show(console: Console, rows: Rows, seconds: float) -> None:
 
     table = Table(title=f"lazyfx demo, {seconds:.0f} s")
     for title, side in (
-        *(("part", "left"), ("what", "left"), ("eager", "right")),
+        *(("part", "left"), ("what", "left"), ("torch", "right")),
         *(("lazyfx", "right"), ("agreement", "left")),
     ):
         table.add_column(title, justify=side)  # type: ignore[arg-type]
