@@ -11,6 +11,7 @@ from .decompositions import default_decompositions
 from .draw import draw_graph_compile
 from .dump import get_inputs, graph_dumper_aot
 from .errors import (
+    CodegenError,
     CompilerError,
     DumpFormatError,
     InvalidGraphError,
@@ -18,6 +19,7 @@ from .errors import (
     MissingDependencyError,
     NotCompilableError,
     NoTensorOutputError,
+    ReproError,
     SeamError,
     TorchScriptUnsupportedError,
     UnknownOptionError,
@@ -31,6 +33,7 @@ from .torchscript import nnc_jit, simple_ts_compile, ts_compile
 __version__ = "0.1.0"
 
 __all__ = [
+    "CodegenError",
     "CompilerError",
     "DebugInterpreter",
     "DumpFormatError",
@@ -40,6 +43,7 @@ __all__ = [
     "MissingDependencyError",
     "NoTensorOutputError",
     "NotCompilableError",
+    "ReproError",
     "SeamError",
     "TorchScriptUnsupportedError",
     "UnknownOptionError",

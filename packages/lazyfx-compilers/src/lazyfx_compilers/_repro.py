@@ -1,64 +1,143 @@
-"""A program that reproduces one compilation: the graph as code, inputs by description.
+"""The folder of a program that reproduces one compilation.
 
-The folder holds ``repro.py``, ``inputs.json`` (see :mod:`lazyfx_compilers.dump`) and, if the graph
-holds tensors, ``constants.pt`` (plain tensors, loaded with ``weights_only=True``). It may be moved.
+The program needs torch alone to build and run the graph, and the compiler's package to compile it.
+It loads no pickle: inputs are made from ``inputs.json``, constants are raw bytes. The folder may
+be moved.
 """
 
 from __future__ import annotations
 
 import importlib
+import shutil
 import tempfile
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import fx, nn
-
-from . import _torch_aot
-from .dump._inputs import INPUTS
-from .dump._schema import describe_inputs, dumps
-from .dump._writer import claim_number, write_text
-from .errors import NotCompilableError
+from ._script import Script, add_function
+from .dump._graphs import readable_code
+from .dump._schema import CODE, INPUTS, to_json
+from .dump._specs import OpaqueSpec, describe_inputs, encode_spec
+from .errors import ReproError
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-_TEMPLATE = '''"""Reproduces one compilation; written by lazyfx_compilers.debug_compile.
+    from torch import fx
 
-Runs the graph as it is, then compiled, and compares. Needs torch and lazyfx-compilers.
+_TEMPLATE = '''"""Builds one graph, runs it, compiles it with {name}, and compares.
+
+Written by lazyfx_compilers.debug_compile under torch {torch}. Run it with Python; it exits with an
+error if compiling fails or the results differ.
 """
 
+import json
 from pathlib import Path
 
 import torch
-from torch import fx, nn
-from lazyfx_compilers import get_inputs
-{compiler}
+from torch import fx
 {imports}
+HERE = Path(__file__).resolve().parent
 
-HERE = Path(__file__).parent
 
-{classes}
+def constant(file, dtype, shape, stride, device):
+    """A tensor whose values stand in a file."""
+    tensor = torch.empty_strided(shape, stride, dtype=dtype)
+    content = bytearray((HERE / file).read_bytes())
+    if content:
+        tensor.copy_(torch.frombuffer(content, dtype=torch.uint8).view(dtype).reshape(shape))
+    return tensor.to(device)
+
+
+{functions}
+
+def make_inputs():
+    """Random inputs with the sizes, strides, dtypes and sharing that inputs.json tells."""
+    generator = torch.Generator().manual_seed(0)
+    specs = json.loads((HERE / "inputs.json").read_text(encoding="utf-8"))["inputs"]
+    sizes, storages, inputs = {{}}, {{}}, []
+    for spec in specs:
+        if spec["kind"] == "tensor":
+            steps = [(n - 1) * step for n, step in zip(spec["shape"], spec["stride"])]
+            count = 0 if 0 in spec["shape"] else spec["storage_offset"] + 1 + sum(steps)
+            size = count * getattr(torch, spec["dtype"]).itemsize
+            sizes[spec["storage"]] = max(size, sizes.get(spec["storage"], 0))
+    for spec in specs:
+        if spec["kind"] == "complex":
+            inputs.append(complex(*map(float, spec["value"])))
+        elif spec["kind"] == "float":
+            inputs.append(float(spec["value"]))
+        elif spec["kind"] != "tensor":
+            inputs.append(spec["value"])
+        else:
+            dtype, number = getattr(torch, spec["dtype"]), spec["storage"]
+            if number not in storages:
+                values = random_bytes(dtype, sizes[number], spec.get("range"), generator)
+                storages[number] = values.to(spec["device"])
+            tensor = torch.empty(0, dtype=dtype, device=spec["device"]).set_(
+                storages[number].untyped_storage(),
+                spec["storage_offset"],
+                spec["shape"],
+                spec["stride"],
+            )
+            tensor = torch._neg_view(tensor) if spec.get("neg") else tensor
+            tensor = tensor.conj() if spec.get("conj") else tensor
+            inputs.append(tensor.requires_grad_(spec["requires_grad"]))
+    return inputs
+
+
+def random_bytes(dtype, size, limits, generator):
+    """Bytes of random values: floats in [0, 1), integers within limits or 0 and 1."""
+    count = -(-size // dtype.itemsize)
+    if dtype.is_complex:
+        part = {{4: torch.float16, 8: torch.float32, 16: torch.float64}}[dtype.itemsize]
+        values = torch.rand(2 * count, generator=generator).to(part)
+    elif dtype.is_floating_point:
+        values = torch.rand(count, generator=generator).to(dtype)
+    else:
+        least, greatest = limits or (0, 1)
+        values = torch.randint(
+            least, min(greatest, (1 << 63) - 2) + 1, (count,), generator=generator
+        ).to(dtype)
+    return values.view(torch.uint8)[:size]
+
+
+def run(function, inputs):
+    """The tensors and numbers that come out."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        boxed = getattr(function, "_boxed_call", False)
+        return leaves(function(inputs) if boxed else function(*inputs))
+
+
+def leaves(value):
+    """The leaves of nested tuples and lists."""
+    if isinstance(value, (tuple, list)):
+        return [leaf for each in value for leaf in leaves(each)]
+    return [value]
+
 
 def main():
-    graph = Graph()
-    constants = HERE / "constants.pt"
-    if constants.exists():
-        for name, value in torch.load(constants, weights_only=True).items():
-            owner, _, attribute = name.rpartition(".")
-            setattr(graph.get_submodule(owner), attribute, value)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        expected = graph(*get_inputs(HERE, seed=0))
-    inputs = get_inputs(HERE, seed=0)
-    compiled = compiler(fx.symbolic_trace(graph), inputs)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        result = compiled(list(inputs))
-    torch.testing.assert_close(list(result), list(expected), equal_nan=True)
-    print("compiled and uncompiled agree")
+    """Run, compile, compare."""
+    expected = run({build}(), make_inputs())
+    print(f"the graph runs; outputs: {{len(expected)}}")
+    try:
+        from {module} import {name}
+    except ImportError as error:
+        print(f"not compiled, the compiler is missing: {{error}}")
+        return
+    compiled = {name}({build}(), make_inputs())
+    actual = run(compiled, make_inputs())
+    if len(actual) != len(expected):
+        raise SystemExit(f"compiled: {{len(actual)}} outputs instead of {{len(expected)}}")
+    for i, (one, other) in enumerate(zip(actual, expected)):
+        if isinstance(other, torch.Tensor):
+            torch.testing.assert_close(
+                one, other, equal_nan=True, msg=lambda text: f"output {{i}}: {{text}}"
+            )
+        elif one != other:
+            raise SystemExit(f"output {{i}}: {{one!r}} instead of {{other!r}}")
+    print("the compiled graph agrees with the graph")
 
 
 if __name__ == "__main__":
@@ -66,107 +145,110 @@ if __name__ == "__main__":
 '''
 
 
-def import_line(compiler: Callable[..., Any]) -> str:
-    """The import statement that finds ``compiler`` again.
+def compiler_name(compiler: Callable[..., Any]) -> tuple[str, str]:
+    """Module and name that a script imports ``compiler`` by.
 
     Raises:
-        NotCompilableError: It is not at the top level of an importable module.
+        ReproError: There is none.
     """
-    module, name = getattr(compiler, "__module__", ""), getattr(compiler, "__qualname__", "")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except (ImportError, ValueError):
-        found = None
-    if found is not compiler or module == "__main__":
-        raise NotCompilableError(
-            f"debug_compile(compiler={compiler!r}): expected a function at the top level of an "
-            "importable module, so that the program can import it; move it there"
-        )
-    return f"from {module} import {name} as compiler"
+    module = str(getattr(compiler, "__module__", ""))
+    name = str(getattr(compiler, "__qualname__", ""))
+    for candidate in (module.partition(".")[0], module):
+        try:
+            found = getattr(importlib.import_module(candidate), name, None)
+        except (ImportError, ValueError):
+            continue
+        if found is compiler and candidate != "__main__":
+            return candidate, name
+    raise ReproError(
+        f"debug_compile(compiler={compiler!r}): expected a function at the top level of an "
+        "importable module, so that the program can import it; move it there"
+    )
 
 
 def write_repro(
     gm: fx.GraphModule,
     example_inputs: Sequence[Any],
     parent: str | os.PathLike[str] | None,
-    compiler: str,
+    compiler: tuple[str, str],
 ) -> Path:
-    """Write the program into a new folder below ``parent`` and return its path.
+    """Write the program into a new folder and return the path of its ``repro.py``.
+
+    Args:
+        gm: Read only.
+        example_inputs: Described, not stored.
+        parent: Where the new folder is made; ``None`` makes a temporary one.
+        compiler: Module and name, see :func:`compiler_name`.
 
     Raises:
-        NotCompilableError: The graph calls something that cannot be imported, or holds an
-            attribute that is neither a tensor nor a graph; names it.
-        OSError: Something cannot be written.
+        ReproError: Something cannot be written as Python, names the node; or the folder cannot be
+            written.
     """
-    imports: set[str] = set()
-    classes: list[str] = []
-    _class_source(gm, "Graph", imports, classes)
-    text = _TEMPLATE.format(
-        compiler=compiler, imports="\n".join(sorted(imports)), classes="\n\n".join(classes)
-    )
-    placeholders = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
-    base = Path(parent) if parent is not None else Path(tempfile.mkdtemp(prefix="lazyfx-repro-"))
-    folder = claim_number(base.absolute())
-    constants = dict(_constants(gm, ""))
-    if constants:
-        with _torch_aot.outside_fake_mode():
-            torch.save(constants, folder / "constants.pt")
-    write_text(folder / INPUTS, dumps(describe_inputs(placeholders, example_inputs)))
-    write_text(folder / "repro.py", text)
-    return folder / "repro.py"
-
-
-def _class_source(gm: fx.GraphModule, name: str, imports: set[str], classes: list[str]) -> None:
-    children = []
-    for child_name, child in gm.named_children():
-        if not isinstance(child, fx.GraphModule):
-            raise NotCompilableError(
-                f"debug_compile: the graph holds the module {child_name!r} "
-                f"({type(child).__qualname__}); expected graph modules only: trace through it"
+    names = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
+    specs = describe_inputs(names, example_inputs)
+    for spec in specs:
+        if isinstance(spec, OpaqueSpec):
+            raise ReproError(
+                f"debug_compile: the input {spec.name!r} is a {spec.description}, which cannot be "
+                "made from a description; expected strided tensors and Python values"
             )
-        child_class = f"{name}_{child_name}"
-        _class_source(child, child_class, imports, classes)
-        children.append(f"self.{child_name} = {child_class}()")
-    code = gm.graph.python_code("self")
-    imports.update(_import_of(key, value) for key, value in code.globals.items())
-    init = "\n".join(["super().__init__()", *children])
-    body = "def __init__(self):\n" + textwrap.indent(init, "    ") + "\n\n" + code.src.strip()
-    classes.append(f"class {name}(nn.Module):\n" + textwrap.indent(body, "    "))
+    script = Script()
+    text = _program(script, add_function(script, gm), compiler)
+    files = {
+        "repro.py": text.encode(),
+        CODE: readable_code(gm).encode(),
+        INPUTS: to_json("inputs", {"inputs": [encode_spec(spec) for spec in specs]}).encode(),
+        **script.constants,
+    }
+    try:
+        return _write(files, parent) / "repro.py"
+    except OSError as error:
+        raise ReproError(
+            f"debug_compile(folder={None if parent is None else str(parent)!r}): cannot be written "
+            f"({error}); give it a folder that can"
+        ) from error
 
 
-_BUILTIN_IMPORTS = {
-    "inf": "from math import inf",
-    "nan": "from math import nan",
-    "NoneType": "NoneType = type(None)",
-    "torch": "import torch",
-    "device": "from torch import device",
-    "fx_pytree": "import torch.fx._pytree as fx_pytree",
-    "pytree": "import torch.utils._pytree as pytree",
-}
+def _program(script: Script, build: str, compiler: tuple[str, str]) -> str:
+    import torch
 
-
-def _import_of(name: str, value: Any) -> str:
-    if name in _BUILTIN_IMPORTS:
-        return _BUILTIN_IMPORTS[name]
-    module, qualified = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if module is None or qualified is None or "<" in qualified:
-        raise NotCompilableError(
-            f"debug_compile: the graph calls {value!r}, which cannot be imported by name; move it "
-            "to the top level of a module"
-        )
-    return f"from {module} import {qualified.partition('.')[0]} as {name}"
-
-
-def _constants(module: nn.Module, prefix: str) -> list[tuple[str, torch.Tensor]]:
-    found = [
-        (prefix + name, value.detach())
-        for name, value in [
-            *module._parameters.items(),
-            *module._buffers.items(),
-            *vars(module).items(),
-        ]
-        if isinstance(value, torch.Tensor)
+    lines = [f"import {module}" for module in sorted(script.imports - {"torch"})]
+    lines += [
+        f"# operators of {namespace!r} come from another library: import it here"
+        for namespace in sorted(script.foreign)
     ]
-    for name, child in module.named_children():
-        found += _constants(child, f"{prefix}{name}.")
-    return found
+    return _TEMPLATE.format(
+        module=compiler[0],
+        name=compiler[1],
+        torch=torch.__version__,
+        imports="".join(f"{line}\n" for line in lines),
+        functions="\n\n".join(script.functions),
+        build=build,
+    )
+
+
+def _write(files: dict[str, bytes], parent: str | os.PathLike[str] | None) -> Path:
+    if parent is None:
+        folder = Path(tempfile.mkdtemp(prefix="lazyfx_repro_"))
+    else:
+        folder = _claim_number(Path(parent).absolute())
+    try:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _claim_number(parent: Path) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while True:
+        folder = parent / f"{number:03d}"
+        try:
+            folder.mkdir()  # atomic: no two processes get the same one
+        except FileExistsError:
+            number += 1
+            continue
+        return folder

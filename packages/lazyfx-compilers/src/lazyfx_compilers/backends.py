@@ -73,12 +73,13 @@ def lazyfx_fusion(
     from .fusion import make_recipe
 
     taken = known_options("lazyfx_fusion", mode, options, ("codegen",))
-    recipe = make_recipe(taken.get("codegen", "inductor"), dynamic=False, overrides={})
+    recipe = make_recipe(taken.get("codegen", "inductor"), dynamic=None, overrides={})
     return _torch_aot.compile_dynamo_graph(
         require_graph(gm, "lazyfx_fusion"),
         example_inputs,
         fw_compiler=recipe.fw_compiler,
         bw_compiler=recipe.bw_compiler,
+        inference_compiler=recipe.inference_compiler,
         partition_fn=recipe.partition_fn,
         decompositions=recipe.decompositions,
     )
@@ -113,8 +114,6 @@ def lazyfx_dump(
     from .dump import dump_backend
 
     taken = known_options("lazyfx_dump", mode, options, ("example_inputs", "folder", "name"))
-    if "example_inputs" in taken:
-        taken["example_inputs_mode"] = taken.pop("example_inputs")
     return dump_backend(gm, example_inputs, **taken)
 
 

@@ -8,9 +8,11 @@
         ├── InvalidGraphError (ValueError)              the graph does not lint; names the node
         ├── UnknownOptionError (ValueError)             an option, mode or codegen is unknown
         ├── TorchScriptUnsupportedError (RuntimeError)  TorchScript cannot take a node
+        ├── CodegenError (RuntimeError)                 inductor cannot compile the graph; says why
         ├── UnsafeRecomputationError (RuntimeError)     would draw other random numbers
         ├── NoTensorOutputError (ValueError)            there is nothing to differentiate
         ├── MetadataMismatchError (AssertionError)      a node's result is not what was recorded
+        ├── ReproError (ValueError)                     a graph cannot be written as a script
         ├── DumpFormatError (ValueError)                a dump cannot be read; names file and field
         ├── SeamError (RuntimeError)                    a torch release moved something
         └── MissingDependencyError (ImportError)        an optional package or program is absent
@@ -21,9 +23,12 @@ of the same meaning, from that one too.
 
 from __future__ import annotations
 
+from typing import Any
+
 import lazyfx_core
 
 __all__ = [
+    "CodegenError",
     "CompilerError",
     "DumpFormatError",
     "InvalidGraphError",
@@ -31,6 +36,7 @@ __all__ = [
     "MissingDependencyError",
     "NoTensorOutputError",
     "NotCompilableError",
+    "ReproError",
     "SeamError",
     "TorchScriptUnsupportedError",
     "UnknownOptionError",
@@ -58,6 +64,10 @@ class TorchScriptUnsupportedError(CompilerError, RuntimeError):
     """TorchScript cannot compile a node; names it. The original exception is the ``__cause__``."""
 
 
+class CodegenError(CompilerError, RuntimeError):
+    """Inductor cannot compile a graph. The original exception is the ``__cause__``."""
+
+
 class UnsafeRecomputationError(CompilerError, RuntimeError):
     """The partition would recompute a random operator and draw other numbers in the backward."""
 
@@ -67,11 +77,31 @@ class NoTensorOutputError(CompilerError, ValueError):
 
 
 class MetadataMismatchError(CompilerError, AssertionError):
-    """A node's result differs from what tracing recorded; names node, property and user's line."""
+    """A node's result, or an input, is not what was recorded when the graph was traced.
+
+    Attributes:
+        node: The node's name.
+        target: What the node runs, as text.
+        checked: What was compared: ``"dtype"``, ``"size"``, ``"strides"``, ``"device"``, ...
+        expected: What tracing recorded.
+        seen: What there is.
+        user_line: The line of the user's code the node comes from, or ``None``.
+    """
+
+    node: str = ""
+    target: str = ""
+    checked: str = ""
+    expected: Any = None
+    seen: Any = None
+    user_line: str | None = None
+
+
+class ReproError(CompilerError, ValueError):
+    """A graph cannot be written as a script that runs by itself; names the node or the folder."""
 
 
 class DumpFormatError(CompilerError, ValueError):
-    """A dumped file is unreadable, foreign, newer or altered; names the file and the field."""
+    """A file of a dump is unreadable, foreign, damaged or too new; names the file and the field."""
 
 
 class SeamError(CompilerError, lazyfx_core.SeamError):

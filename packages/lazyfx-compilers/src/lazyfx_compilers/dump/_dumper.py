@@ -1,200 +1,308 @@
-"""``graph_dumper_aot``: a compiler that writes every graph of a compilation and runs it."""
+"""``graph_dumper_aot``: a compiler that writes every graph of a compilation down and runs it.
+
+What belongs together is found by what the graphs carry: partitioning a joint graph marks both
+halves (``gm.meta``) with the number of the compilation. A backward that is compiled long after its
+forward, or after other forwards, still finds it. A graph without the mark is a compilation of its
+own.
+
+Dumping never fails a compilation: whatever goes wrong while writing is one warning in the log of
+``lazyfx_compilers.dump``, and the graphs run undumped.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
-import tempfile
+import os
 import threading
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lazyfx_compilers import _torch_aot
+from lazyfx_compilers import _torch_aot, _torch_debug
 from lazyfx_compilers._types import boxed, require_graph
-from lazyfx_compilers.decompositions import default_decompositions
-from lazyfx_compilers.errors import UnknownOptionError
+from lazyfx_compilers.errors import NotCompilableError, UnknownOptionError
 from lazyfx_compilers.nop import nop
 
-from ._inputs import safetensors_missing
-from ._writer import claim_folder, claim_number, safe_name, write_data, write_graph, write_index
+from ._data import encode_data, require_safetensors
+from ._graphs import graph_content, operator_counts, readable_code
+from ._schema import CODE, DATA, GRAPH, INPUTS, to_json
+from ._specs import InputSpec, describe_inputs, encode_spec, with_expressions
+from ._writer import DumpFolder, GraphFiles, replace_file
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     from torch import fx
 
+    from lazyfx_compilers._types import FxCompiler
+
+    Partitioner = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
+
 log = logging.getLogger("lazyfx_compilers.dump")
-_ID = "lazyfx_dump"
+_marks = itertools.count()
 
 
 def graph_dumper_aot(
-    current_name: str, folder_name: str | os.PathLike[str], dump_example_input: bool = False
+    current_name: str,
+    folder_name: str | os.PathLike[str] | None,
+    dump_example_input: bool = False,
+    *,
+    compiler: FxCompiler = nop,
+    partition_fn: Partitioner = _torch_debug.default_partition,
 ) -> GraphDumper:
-    """A compiler that writes joint, forward and backward graphs under ``folder_name``.
+    """A compiler that writes joint, forward, backward and inference graphs to a folder.
 
-    ::
-
-        folder_name/current_name/
-            index.json               every graph: folder, phase, node and op counts
-            000/                     the first compilation
-                joint/  forward/  backward/
-                    graph.py         readable code with shapes
-                    graph.json       nodes, for tools
-                    inputs.json      what the graph takes; see get_inputs
-                    inputs.safetensors   values of the first run, if asked for
-            001/                     the next one
-
-    Give it to ``torch.compile(backend=...)``, or its parts to ``aot_function`` and ``aot_module``:
-    ``fw_compiler=dumper.forward, bw_compiler=dumper.backward, partition_fn=dumper.partition``.
-
-    Nothing is overwritten, in this process or another. Dumping never fails a compilation: if
-    a file cannot be written there is one warning and the graphs run undumped.
+    Give it to ``torch.compile(backend=...)``, or its parts to whatever takes AOTAutograd's
+    settings: ``aot_function(f, dumper.fw_compiler, dumper.bw_compiler, dumper.partition_fn)``,
+    ``memory_efficient_fusion(f, fw_compiler=dumper.fw_compiler, ...)``. The layout of the folder
+    is in :mod:`lazyfx_compilers.dump._schema`. Nothing is ever overwritten.
 
     Args:
-        current_name: The folder's name; characters that are not letters, digits, ``_`` or ``-``
-            become ``_``.
-        folder_name: Made if needed; made absolute at once, so changing directory does no harm.
-        dump_example_input: Store the values of each graph's inputs when it first runs.
+        current_name: Names the folder; what a path cannot hold becomes ``_``.
+        folder_name: The parent folder, made if needed; ``None`` makes a temporary one and logs it.
+        dump_example_input: Also store the values of each graph's inputs, those of its first run
+            (while compiling there are only descriptions). Joint graphs never run: no values.
+        compiler: What compiles the graphs after they were written.
+        partition_fn: What splits joint graphs; torch's default partitioner.
 
     Raises:
+        UnknownOptionError: A name, folder or flag of another type.
+        NotCompilableError: ``compiler`` or ``partition_fn`` cannot be called.
         MissingDependencyError: ``dump_example_input=True`` without safetensors.
-
-    Thread-safety: may be used from several threads; graphs of one compilation stay together.
     """
-    return GraphDumper(current_name, folder_name, with_data=dump_example_input)
+    if not isinstance(current_name, str):
+        raise UnknownOptionError(
+            f"graph_dumper_aot(current_name={current_name!r}): expected a string"
+        )
+    if folder_name is not None and not isinstance(folder_name, (str, os.PathLike)):
+        raise UnknownOptionError(
+            f"graph_dumper_aot(folder_name={folder_name!r}): expected a path, or None for a "
+            "temporary folder"
+        )
+    if not isinstance(dump_example_input, bool):
+        raise UnknownOptionError(
+            f"graph_dumper_aot(dump_example_input={dump_example_input!r}): expected True or False"
+        )
+    for name, value in (("compiler", compiler), ("partition_fn", partition_fn)):
+        if not callable(value):
+            raise NotCompilableError(
+                f"graph_dumper_aot({name}={value!r}): expected something that can be called"
+            )
+    if dump_example_input:
+        require_safetensors()
+    return GraphDumper(
+        DumpFolder(folder_name, current_name),
+        with_data=dump_example_input,
+        compiler=compiler,
+        partition=partition_fn,
+    )
 
 
 class GraphDumper:
-    """What :func:`graph_dumper_aot` makes. ``root`` is the folder that everything is under."""
+    """What :func:`graph_dumper_aot` makes.
 
-    def __init__(self, name: str, folder: str | os.PathLike[str], *, with_data: bool) -> None:
-        if with_data:
-            _require_safetensors()
-        self.root = Path(folder).absolute() / safe_name(name)
+    Thread-safety: may compile in several threads; graphs of one compilation stay together.
+    """
+
+    def __init__(
+        self,
+        folder: DumpFolder,
+        *,
+        with_data: bool,
+        compiler: FxCompiler,
+        partition: Partitioner,
+    ) -> None:
+        self._folder = folder
         self._with_data = with_data
+        self._compiler = compiler
+        self._partition = partition
+        self._mark = f"lazyfx_dump_{next(_marks)}"
         self._lock = threading.Lock()
         self._warned = False
 
+    def __repr__(self) -> str:
+        return f"<graph dumper to {self.path or 'a folder that is not made yet'}>"
+
+    @property
+    def path(self) -> Path | None:
+        """The folder with ``index.json``; ``None`` while nothing was written."""
+        return self._folder.root
+
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Compile a Dynamo graph forward and back, or dump one ATen graph as an inference graph."""
+        """Compile: Dynamo's graph forward and backward, any other as it is.
+
+        A graph that is not Dynamo's counts as a compilation of its own; its phase is told by the
+        names AOTAutograd gives to placeholders.
+
+        Raises:
+            NotCompilableError: ``gm`` is not a ``torch.fx.GraphModule``.
+            InvalidGraphError: The graph is wrong; names the node.
+        """
         checked = require_graph(gm, "graph_dumper_aot")
-        if _torch_aot.is_aten_graph(checked):
-            return self._dump_and_run(checked, example_inputs, "inference")
+        if not _torch_debug.is_dynamo_graph(checked):
+            return self._dump_and_compile(checked, example_inputs, _phase_by_names(checked))
         return _torch_aot.compile_dynamo_graph(
             checked,
             example_inputs,
-            fw_compiler=self.forward,
-            bw_compiler=self.backward,
-            partition_fn=self.partition,
-            decompositions=default_decompositions,
+            fw_compiler=self.fw_compiler,
+            bw_compiler=self.bw_compiler,
+            partition_fn=self.partition_fn,
         )
 
-    def forward(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        """The ``fw_compiler``; without a backward it writes an inference graph."""
-        phase = "forward" if _ID in gm.meta else "inference"
-        return self._dump_and_run(gm, example_inputs, phase)
+    def fw_compiler(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """AOTAutograd's ``fw_compiler``, and its ``inference_compiler``."""
+        phase = "forward" if self._mark in gm.meta else "inference"
+        return self._dump_and_compile(gm, example_inputs, phase)
 
-    def backward(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        """The ``bw_compiler``."""
-        return self._dump_and_run(gm, example_inputs, "backward")
+    def bw_compiler(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """AOTAutograd's ``bw_compiler``."""
+        return self._dump_and_compile(gm, example_inputs, "backward")
 
-    def partition(
+    def partition_fn(
         self, joint: fx.GraphModule, joint_inputs: Sequence[Any], **settings: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        """The ``partition_fn``: writes the joint graph, then partitions it by min-cut."""
-        folder = self._write(joint, joint_inputs, "joint", None)
-        forward, backward = _torch_aot.min_cut_partition(joint, joint_inputs, **settings)
-        # the two halves find their way back to this compilation by what they carry
-        forward.meta[_ID] = backward.meta[_ID] = folder.parent if folder is not None else None
+        """AOTAutograd's ``partition_fn``: writes the joint graph, splits it, marks the halves."""
+        compilation = self._number(joint)
+        if compilation is not None:
+            self._write(joint, joint_inputs, "joint", compilation)
+        forward, backward = self._partition(joint, joint_inputs, **settings)
+        forward.meta[self._mark] = backward.meta[self._mark] = compilation
         return forward, backward
 
-    def _dump_and_run(
+    def _dump_and_compile(
         self, gm: fx.GraphModule, example_inputs: Sequence[Any], phase: str
     ) -> Callable[..., Any]:
-        run = nop(gm, example_inputs)
-        folder = self._write(gm, example_inputs, phase, gm.meta.get(_ID))
-        if folder is None or not self._with_data:
-            return run
-        return self._storing_first_inputs(run, folder)
+        compilation = self._number(gm)
+        written = None
+        if compilation is not None:
+            written = self._write(gm, example_inputs, phase, compilation)
+        compiled = self._compiler(gm, example_inputs)
+        if written is None or not self._with_data:
+            return compiled
+        return self._keeping_first_inputs(compiled, *written)
 
-    def _storing_first_inputs(self, run: Callable[..., Any], folder: Path) -> Callable[..., Any]:
-        pending = [folder]
-
-        def store_and_run(inputs: list[Any]) -> Any:
-            # example inputs are fake while compiling: real ones come with the first run
-            with self._lock:
-                target = pending.pop() if pending else None
-            if target is not None:
-                try:
-                    write_data(target, inputs)
-                except (OSError, ValueError) as error:
-                    self._warn(error)
-            return run(inputs)
-
-        return boxed(store_and_run, "graph_dumper_aot")
-
-    def _write(
-        self, gm: fx.GraphModule, inputs: Sequence[Any], phase: str, compilation: Path | None
-    ) -> Path | None:
+    def _number(self, gm: fx.GraphModule) -> int | None:
+        """The compilation that ``gm`` belongs to; ``None`` if there is no folder."""
+        number = gm.meta.get(self._mark)
+        if number is not None:
+            return int(number)
         try:
-            with self._lock:
-                parent = compilation if compilation is not None else claim_number(self.root)
-                folder = claim_folder(parent, phase)
-            write_graph(folder, gm, inputs)
-            with self._lock:
-                write_index(self.root)
+            return self._folder.new_compilation()
         except OSError as error:
             self._warn(error)
             return None
-        log.info("dumped the %s graph to %s", phase, folder)
-        return folder
+
+    def _write(
+        self, gm: fx.GraphModule, inputs: Sequence[Any], phase: str, compilation: int
+    ) -> tuple[Path, tuple[InputSpec, ...]] | None:
+        try:
+            names = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
+            specs = describe_inputs(names, inputs)
+            about = {"phase": phase, "compilation": compilation}
+            texts = {
+                CODE: readable_code(gm),
+                GRAPH: to_json("graph", {**about, **graph_content(gm)}),
+                INPUTS: _inputs_text(specs),
+            }
+            files = GraphFiles(texts=texts, nodes=len(gm.graph.nodes), ops=operator_counts(gm))
+            return self._folder.add_graph(compilation, phase, files), specs
+        except Exception as error:  # a dump must never be why a training does not start
+            self._warn(error)
+            return None
+
+    def _keeping_first_inputs(
+        self, compiled: Callable[..., Any], folder: Path, traced: tuple[InputSpec, ...]
+    ) -> Callable[..., Any]:
+        takes_list = getattr(compiled, "_boxed_call", False)
+        pending = [folder]
+
+        def keep_and_run(inputs: list[Any]) -> Any:
+            with self._lock:
+                target = pending.pop() if pending else None
+            if target is not None:
+                self._write_data(target, traced, inputs)
+            if takes_list:
+                return compiled(inputs)
+            arguments = tuple(inputs)
+            inputs.clear()
+            return compiled(*arguments)
+
+        return boxed(keep_and_run, "graph_dumper_aot")
+
+    def _write_data(
+        self, folder: Path, traced: tuple[InputSpec, ...], inputs: Sequence[Any]
+    ) -> None:
+        try:
+            leaves, _ = _torch_aot.tree_flatten(list(inputs))
+            if any(_torch_aot.is_fake(leaf) for leaf in leaves):
+                self._warn(ValueError("the graph was run with fake tensors, which have no values"))
+                return
+            real = describe_inputs([spec.name for spec in traced], inputs)
+            specs = with_expressions(real, traced)
+            replace_file(folder / DATA, encode_data(specs, inputs))
+            replace_file(folder / INPUTS, _inputs_text(specs).encode())
+        except Exception as error:  # as above
+            self._warn(error)
 
     def _warn(self, error: Exception) -> None:
         with self._lock:
-            if self._warned:
-                return
-            self._warned = True
-        warnings.warn(
-            f"graph_dumper_aot cannot write under {self.root} ({error}); graphs run undumped. "
-            "Give it a folder that can be written",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+            first, self._warned = not self._warned, True
+        if first:
+            log.warning(
+                "graph_dumper_aot cannot write everything (%s: %s); the graphs run all the same. "
+                "Give it a folder that can be written; this is said once",
+                type(error).__name__,
+                error,
+                exc_info=None if isinstance(error, OSError) else error,
+            )
 
 
 def dump_backend(
     gm: fx.GraphModule,
-    example_inputs: Sequence[Any],
+    graph_inputs: Sequence[Any],
+    /,
     *,
     name: str = "graph",
     folder: str | os.PathLike[str] | None = None,
-    example_inputs_mode: str = "spec",
+    example_inputs: str = "spec",
 ) -> Callable[..., Any]:
     """What the backend ``lazyfx_dump`` does for one graph.
 
+    Graphs dumped under the same options in one process go into one folder.
+
     Args:
-        gm: See :func:`graph_dumper_aot`.
-        example_inputs: See :func:`graph_dumper_aot`.
+        gm: The graph, Dynamo's or AOTAutograd's.
+        graph_inputs: Its inputs.
         name: See :func:`graph_dumper_aot`.
-        folder: ``None`` makes a fresh temporary folder and logs it.
-        example_inputs_mode: ``"spec"`` for descriptions, ``"data"`` for values too.
+        folder: See :func:`graph_dumper_aot`.
+        example_inputs: ``"spec"`` for descriptions, ``"data"`` for values too.
 
     Raises:
-        UnknownOptionError: Another mode.
+        UnknownOptionError: Another value for an option.
     """
-    if example_inputs_mode not in ("spec", "data"):
+    if example_inputs not in ("spec", "data"):
         raise UnknownOptionError(
-            f"lazyfx_dump(example_inputs={example_inputs_mode!r}): expected 'spec' or 'data'"
+            f"lazyfx_dump(example_inputs={example_inputs!r}): expected 'spec' or 'data'"
         )
-    if folder is None:
-        folder = tempfile.mkdtemp(prefix="lazyfx-dump-")
-        log.warning("dumping graphs to %s", folder)
-    return graph_dumper_aot(name, folder, example_inputs_mode == "data")(gm, example_inputs)
+    parent = os.fspath(folder) if isinstance(folder, os.PathLike) else folder
+    if not isinstance(parent, str | None) or not isinstance(name, str):
+        return graph_dumper_aot(name, folder)(gm, graph_inputs)  # says which one is wrong
+    absolute = None if parent is None else os.path.abspath(parent)
+    return _dumper_for(name, absolute, example_inputs == "data")(gm, graph_inputs)
 
 
-def _require_safetensors() -> None:
-    try:
-        import safetensors.torch  # noqa: F401
-    except ImportError:
-        raise safetensors_missing() from None
+@functools.cache
+def _dumper_for(name: str, folder: str | None, with_data: bool) -> GraphDumper:
+    return graph_dumper_aot(name, folder, with_data)
+
+
+def _inputs_text(specs: Sequence[InputSpec]) -> str:
+    return to_json("inputs", {"inputs": [encode_spec(spec) for spec in specs]})
+
+
+def _phase_by_names(gm: fx.GraphModule) -> str:
+    names = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
+    if any(name.startswith("tangents") for name in names):
+        return "backward"
+    return "forward" if any(name.startswith("primals") for name in names) else "inference"

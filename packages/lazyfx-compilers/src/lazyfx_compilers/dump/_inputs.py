@@ -1,125 +1,209 @@
-"""Inputs for a dumped graph, made from its description or read from its data."""
+"""Inputs for a dumped graph: random ones made from their descriptions, or the recorded ones.
+
+Tensors come back with exactly the recorded size, strides, offset and sharing: each storage is made
+once, filled as a flat run of elements, and the tensors are views of it.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lazyfx_compilers.errors import DumpFormatError, MissingDependencyError
+from lazyfx_compilers import _torch_aot, _torch_debug
+from lazyfx_compilers.errors import DumpFormatError
 
-from ._schema import InputSpec, read_inputs
+from ._data import load_data
+from ._reader import inputs_file, read_inputs_spec
+from ._schema import DATA
+from ._specs import InputSpec, OpaqueSpec, ScalarSpec, TensorSpec
 
 if TYPE_CHECKING:
     import os
-
-INPUTS = "inputs.json"
-DATA = "inputs.safetensors"
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 
 def get_inputs(
-    input_data_path: str | os.PathLike[str], *, seed: int | None = None, data: bool = False
+    input_data_path: str | os.PathLike[str],
+    *,
+    seed: int | None = None,
+    data: bool = False,
+    device: str | None = None,
+    max_bytes: int = 1 << 36,
 ) -> list[Any]:
     """Inputs that a dumped graph can be run with.
 
     Args:
         input_data_path: A dumped graph's folder, or the ``inputs.json`` in it.
-        seed: Makes the values repeatable; the global random state is not touched either way.
-        data: Return the recorded values of tensors instead of random ones; needs a dump made with
+        seed: Makes the values repeatable. The global random state is not touched either way.
+        data: Give the recorded values instead of random ones; needs a dump made with
             ``dump_example_input=True``.
+        device: Make all tensors there instead of on the recorded devices.
+        max_bytes: Refuse a description that asks for more memory than this.
 
     Returns:
-        One value per input, in order. Tensors have exactly the recorded size, strides, offset,
-        dtype, device and ``requires_grad``; floating-point values are normal, integers are drawn
-        from 0 to 9 (they may be indices), bools are fair coins. Scalars and symbolic sizes have
-        the recorded value.
+        One value per input, in order; the caller owns them. Tensors have the recorded size,
+        strides, offset, dtype, ``requires_grad`` and storage sharing. Floating-point values lie in
+        [0, 1), bools are both, integers lie in the recorded range, or are 0 or 1 where none was
+        recorded (they may be indices). Python values and symbolic numbers have the recorded value.
 
     Raises:
-        DumpFormatError: The description or the data cannot be read, is newer, or names an input
-            that cannot be made; names file and field.
+        DumpFormatError: The description or the data cannot be read, or names an input that cannot
+            be made here; names file and field.
         MissingDependencyError: ``data=True`` without safetensors.
     """
-    path = Path(input_data_path)
-    file = path / INPUTS if path.is_dir() else path
-    specs = read_inputs(file)
-    recorded = _read_data(file.with_name(DATA)) if data else {}
+    file = inputs_file(input_data_path)
+    specs = read_inputs_spec(file)
+    for i, spec in enumerate(specs):
+        if isinstance(spec, OpaqueSpec):
+            raise DumpFormatError(
+                f"{file}: field inputs[{i}] ({spec.name!r}) is a {spec.description}, which cannot "
+                "be made from a description; make it yourself and use read_inputs_spec for the rest"
+            )
+    members = _by_storage(specs)
+    _check_memory(file, specs, members, max_bytes)
+    recorded = load_data(file.with_name(DATA)) if data else None
     generator = torch.Generator()
     if seed is None:
         generator.seed()
     else:
         generator.manual_seed(seed)
-    return [
-        _make(file, i, spec, generator, recorded.get(str(i)) if data else None, data)
-        for i, spec in enumerate(specs)
-    ]
+    with _torch_aot.outside_fake_mode():
+        made = {
+            storage: _make_storage(file, specs, positions, generator, recorded, device)
+            for storage, positions in members.items()
+        }
+        return [_make(file, i, spec, made) for i, spec in enumerate(specs)]
 
 
-def _make(
+def _by_storage(specs: Sequence[InputSpec]) -> dict[int, list[int]]:
+    members: dict[int, list[int]] = {}
+    for i, spec in enumerate(specs):
+        if isinstance(spec, TensorSpec):
+            members.setdefault(spec.storage, []).append(i)
+    return members
+
+
+def _tensors(specs: Sequence[InputSpec], positions: Sequence[int]) -> list[TensorSpec]:
+    return [spec for i in positions if isinstance(spec := specs[i], TensorSpec)]
+
+
+def _check_memory(
+    file: Path, specs: Sequence[InputSpec], members: Mapping[int, list[int]], limit: int
+) -> None:
+    total = 0
+    for positions in members.values():
+        total += max(spec.span()[1] for spec in _tensors(specs, positions))
+        if total > limit:
+            raise DumpFormatError(
+                f"{file}: field inputs[{positions[0]}].shape: the inputs up to here need {total} "
+                f"bytes, more than max_bytes={limit}; pass a larger max_bytes if that is meant"
+            )
+        devices = {spec.device for spec in _tensors(specs, positions)}
+        if len(devices) > 1:
+            raise DumpFormatError(
+                f"{file}: field inputs[{positions[-1]}].device is {specs[positions[-1]]!r}; "
+                f"expected one device for all tensors of a storage, got {sorted(devices)}"
+            )
+
+
+def _make_storage(
     file: Path,
-    index: int,
-    spec: InputSpec,
+    specs: Sequence[InputSpec],
+    positions: Sequence[int],
     generator: torch.Generator,
-    recorded: torch.Tensor | None,
-    data: bool,
-) -> Any:
-    if spec.kind == "opaque":
-        raise DumpFormatError(
-            f"{file}: field inputs[{index}] ({spec.name!r}) is a {spec.type}, which was not stored "
-            "and cannot be made; pass one of your own"
-        )
-    if spec.kind != "tensor":
-        return spec.value
-    if data and recorded is None:
-        raise DumpFormatError(
-            f"{file.with_name(DATA)}: holds no tensor for inputs[{index}] ({spec.name!r})"
-        )
-    dtype = spec.torch_dtype()
+    recorded: Mapping[str, torch.Tensor] | None,
+    device: str | None,
+) -> torch.Tensor:
+    """A flat tensor of bytes; every tensor of this storage becomes a view of it."""
+    tensors = _tensors(specs, positions)
+    where = f"{file}: field inputs[{positions[0]}] ({tensors[0].name!r})"
+    size = max(spec.span()[1] for spec in tensors)
+    target = device or tensors[0].device
     try:
-        storage = _random(spec.storage_size(), dtype, generator).to(spec.device)
-        tensor = torch.as_strided(storage, spec.size, spec.stride, spec.storage_offset)
-        if recorded is not None:
-            if tuple(recorded.shape) != spec.size or recorded.dtype != dtype:
-                raise DumpFormatError(
-                    f"{file.with_name(DATA)}: tensor {index} is {recorded.dtype} of size "
-                    f"{tuple(recorded.shape)}; {file.name} says {dtype} of size {spec.size}"
-                )
-            tensor.copy_(recorded)
-    except (RuntimeError, MemoryError) as error:
+        if recorded is None:
+            content = _random(tensors[0], size, generator)
+        else:
+            content = _recorded(file, tensors, size, recorded)
+        return content.to(target)
+    except (RuntimeError, AssertionError, MemoryError) as error:
         raise DumpFormatError(
-            f"{file}: field inputs[{index}] ({spec.name!r}) cannot be made here: {error}"
+            f"{where} cannot be made on {target!r} here: {error}; pass device='cpu' if the device "
+            "is missing"
         ) from error
-    return tensor.requires_grad_(spec.requires_grad)
 
 
-def _random(count: int, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    if dtype is torch.bool:
-        return torch.randint(0, 2, (count,), generator=generator).to(torch.bool)
+def _recorded(
+    file: Path, tensors: Sequence[TensorSpec], size: int, recorded: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    name = f"storage_{tensors[0].storage}"
+    start = min(spec.span()[0] for spec in tensors)
+    kept = recorded.get(name)
+    if kept is None or kept.dtype != torch.uint8 or tuple(kept.shape) != (size - start,):
+        found = "nothing" if kept is None else f"{kept.dtype} of size {tuple(kept.shape)}"
+        raise DumpFormatError(
+            f"{file.with_name(DATA)}: field {name} is {found}; expected {size - start} bytes, as "
+            f"{file.name} says; dump the graph again"
+        )
+    content = torch.zeros(size, dtype=torch.uint8)
+    content[start:] = kept
+    return content
+
+
+def _random(spec: TensorSpec, size: int, generator: torch.Generator) -> torch.Tensor:
+    dtype = spec.dtype
+    count = -(-size // dtype.itemsize)
     if dtype.is_complex:
-        return torch.view_as_complex(torch.randn(count, 2, generator=generator)).to(dtype)
-    if dtype.is_floating_point:
-        return torch.randn(count, generator=generator).to(dtype)
-    return torch.randint(0, 10, (count,), generator=generator).to(dtype)
+        part = {torch.complex32: torch.float16, torch.complex64: torch.float32}.get(dtype)
+        values = torch.rand(2 * count, generator=generator).to(part or torch.float64)
+    elif dtype is torch.float64:
+        values = torch.rand(count, generator=generator, dtype=dtype)
+    elif dtype is torch.bool:
+        values = torch.randint(0, 2, (count,), generator=generator).to(torch.bool)
+    elif spec.range is not None:
+        least, greatest = spec.range
+        beyond = min(greatest, (1 << 63) - 2) + 1
+        values = torch.randint(least, beyond, (count,), generator=generator).to(dtype)
+    elif dtype.is_floating_point and dtype in _CASTABLE:
+        values = torch.rand(count, generator=generator).to(dtype)
+    elif dtype in _CASTABLE:
+        values = torch.randint(0, 2, (count,), generator=generator).to(dtype)
+    else:  # packed formats that torch cannot convert to: any bytes are values of them
+        return torch.randint(0, 256, (size,), generator=generator).to(torch.uint8)
+    # a cast may round up to 1 in a narrow format: harmless
+    return values.view(torch.uint8)[:size]
 
 
-def _read_data(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise safetensors_missing() from None
-    try:
-        return dict(load_file(file))
-    except (OSError, SafetensorError) as error:
-        raise DumpFormatError(
-            f"{file}: cannot be read: {error}; was it dumped with dump_example_input=True?"
-        ) from error
-
-
-def safetensors_missing() -> MissingDependencyError:
-    """The error for input data without the package that stores it."""
-    return MissingDependencyError(
-        "safetensors",
-        needed_for="storing or reading the values of a graph's inputs",
-        command="python -m pip install 'lazyfx-compilers[data]'",
+_CASTABLE = {
+    getattr(torch, name)
+    for name in (
+        *("float16", "bfloat16", "float32", "float64"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+        *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     )
+    if hasattr(torch, name)
+}
+
+
+def _make(file: Path, index: int, spec: InputSpec, storages: Mapping[int, torch.Tensor]) -> Any:
+    if not isinstance(spec, TensorSpec):
+        return spec.value if isinstance(spec, ScalarSpec) else None
+    content = storages[spec.storage]
+    try:
+        if spec.dtype is torch.complex32:  # torch.empty warns about it, a view does not
+            flat = content[: content.numel() // 4 * 4].view(spec.dtype)
+            tensor = flat.as_strided(spec.shape, spec.stride, spec.storage_offset)
+        else:
+            tensor = torch.empty(0, dtype=spec.dtype, device=content.device)
+            tensor.set_(content.untyped_storage(), spec.storage_offset, spec.shape, spec.stride)
+        if spec.neg:
+            tensor = _torch_debug.neg_view(tensor)
+        if spec.conj:
+            tensor = tensor.conj()
+        return tensor.requires_grad_() if spec.requires_grad else tensor
+    except (RuntimeError, TypeError) as error:
+        raise DumpFormatError(
+            f"{file}: field inputs[{index}] ({spec.name!r}) describes no tensor that torch can "
+            f"make: {error}"
+        ) from error

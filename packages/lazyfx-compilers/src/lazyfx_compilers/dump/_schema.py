@@ -1,216 +1,161 @@
-"""Descriptions of a graph's inputs as JSON: what is written, and how it is read back safely.
+"""The files of a dump: what their JSON looks like, and the one place that checks it when read.
 
-A description never holds data and reading it never executes anything. Every field is checked; an
-error names the file and the path to the field.
+::
 
-.. code-block:: json
+    {folder}/{name}/                    one per dumper; a name that is taken gets "-2", "-3", ...
+        index.json                      every graph: phase, compilation, node and operator counts
+        000_joint/                      000 is the compilation, one number for all its graphs
+        000_forward/
+            graph.py                    readable code with shapes, strides, devices, user lines
+            graph.json                  nodes, for tools
+            inputs.json                 a description of each input
+            inputs.safetensors          values of the inputs, if asked for
+        000_backward/
+        001_inference/
 
-    {"format": 1, "kind": "lazyfx.inputs", "inputs": [
-      {"name": "primals_1", "kind": "tensor", "dtype": "float32", "device": "cpu",
-       "size": [2, 3], "stride": [3, 1], "storage_offset": 0, "requires_grad": false},
-      {"name": "scale", "kind": "int", "value": 2},
-      {"name": "s0", "kind": "symint", "expression": "s0", "hint": 4}]}
+Every JSON file is an object with ``format`` (``lazyfx.index``, ``lazyfx.graph``,
+``lazyfx.inputs``) and ``version``; a reader takes its own version and older ones, ignores fields
+it does not know, and refuses the rest. No file is a pickle, and reading one executes nothing. A
+folder may be moved: paths inside it are relative.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from lazyfx_compilers import _torch_aot
 from lazyfx_compilers.errors import DumpFormatError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+VERSION = 1
+INDEX = "index.json"
+GRAPH = "graph.json"
+CODE = "graph.py"
+INPUTS = "inputs.json"
+DATA = "inputs.safetensors"
 
-FORMAT = 1
-_SCALARS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
-_LIMIT = 1 << 40  # elements: no graph has larger inputs, a hostile file might
+_MAX_BYTES = 1 << 30  # a larger JSON file is not one of ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InputSpec:
-    """One input of a graph.
+class Field:
+    """A value inside a JSON file, and where it stands, so that an error can say so."""
 
-    ``kind`` is ``tensor``, ``int``, ``float``, ``bool``, ``str``, ``none``, ``symint`` (``value``
-    is its hint) or ``opaque`` (something that cannot be described; ``type`` names it).
-    Sizes, strides and the offset are in elements; symbolic ones are stored as their hints.
-    """
+    file: Path
+    path: str
+    value: Any
 
-    name: str
-    kind: str
-    value: Any = None
-    type: str | None = None
-    dtype: str | None = None
-    device: str | None = None
-    size: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    storage_offset: int = 0
-    requires_grad: bool = False
-    symbolic: dict[str, str] = field(default_factory=dict)
-
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype itself."""
-        dtype = getattr(torch, str(self.dtype))
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-
-    def storage_size(self) -> int:
-        """Elements of the smallest storage that the view needs."""
-        if 0 in self.size:
-            return self.storage_offset
-        last = sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
-        return self.storage_offset + last + 1
-
-
-def describe_inputs(names: Sequence[str], inputs: Sequence[Any]) -> list[InputSpec]:
-    """Describe each input; nested ones (a joint graph's primals and tangents) are flattened."""
-    leaves, _ = _torch_aot.tree_flatten(list(inputs))
-    padded = [*names, *(f"input_{i}" for i in range(len(names), len(leaves)))]
-    return [_describe(name, leaf) for name, leaf in zip(padded, leaves, strict=False)]
-
-
-def _describe(name: str, value: Any) -> InputSpec:
-    if isinstance(value, torch.Tensor):
-        if value.layout is not torch.strided:
-            return InputSpec(name=name, kind="opaque", type=f"{value.layout} tensor")
-        symbolic: dict[str, str] = {}
-        return InputSpec(
-            name=name,
-            kind="tensor",
-            dtype=str(value.dtype).removeprefix("torch."),
-            device=str(value.device),
-            size=_concrete("size", value.shape, symbolic),
-            stride=_concrete("stride", value.stride(), symbolic),
-            storage_offset=_concrete("storage_offset", (value.storage_offset(),), symbolic)[0],
-            requires_grad=value.requires_grad,
-            symbolic=symbolic,
+    def wrong(self, expected: str) -> DumpFormatError:
+        """The error that says what this field should have been."""
+        shown = repr(self.value)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        return DumpFormatError(
+            f"{self.file}: field {self.path or 'the whole file'} is {shown}; expected {expected}; "
+            "dump the graph again, or repair the file"
         )
-    if value is None:
-        return InputSpec(name=name, kind="none")
-    if isinstance(value, torch.SymInt):
-        hint = _torch_aot.hint(value)
-        return InputSpec(name=name, kind="symint", value=hint, symbolic={"value": str(value)})
-    for kind, python_type in _SCALARS.items():
-        if type(value) is python_type:
-            return InputSpec(name=name, kind=kind, value=value)
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    return InputSpec(name=name, kind="opaque", type=kind)
+
+    def get(self, key: str, *default: Any) -> Field:
+        """The field of an object; without a default it has to be there."""
+        if not isinstance(self.value, dict):
+            raise self.wrong("an object")
+        path = f"{self.path}.{key}" if self.path else key
+        if key not in self.value and not default:
+            raise DumpFormatError(
+                f"{self.file}: field {path} is missing; dump the graph again, or repair the file"
+            )
+        return Field(file=self.file, path=path, value=self.value.get(key, *default))
+
+    def items(self) -> list[Field]:
+        """The elements of an array."""
+        if not isinstance(self.value, list):
+            raise self.wrong("an array")
+        return [
+            Field(file=self.file, path=f"{self.path}[{i}]", value=each)
+            for i, each in enumerate(self.value)
+        ]
+
+    def text(self) -> str:
+        """A string."""
+        if not isinstance(self.value, str):
+            raise self.wrong("a string")
+        return self.value
+
+    def integer(self, *, least: int = -(1 << 63)) -> int:
+        """An integer that fits 64 bits; ``True`` is none."""
+        if type(self.value) is not int or not least <= self.value < 1 << 63:
+            raise self.wrong(f"an integer{'' if least < 0 else f', at least {least}'}")
+        return self.value
+
+    def boolean(self) -> bool:
+        """``true`` or ``false``."""
+        if not isinstance(self.value, bool):
+            raise self.wrong("true or false")
+        return self.value
+
+    def integers(self, *, least: int) -> tuple[int, ...]:
+        """An array of integers."""
+        return tuple(each.integer(least=least) for each in self.items())
+
+    def number(self) -> float:
+        """A float; those that JSON does not have are the strings ``nan``, ``inf``, ``-inf``."""
+        if self.value in ("nan", "inf", "-inf"):
+            return float(self.value)
+        if type(self.value) not in (int, float):
+            raise self.wrong("a number, 'nan', 'inf' or '-inf'")
+        return float(self.value)
 
 
-def _concrete(what: str, numbers: Sequence[Any], symbolic: dict[str, str]) -> tuple[int, ...]:
-    for i, number in enumerate(numbers):
-        if not isinstance(number, int):
-            symbolic[f"{what}[{i}]"] = str(number)
-    return tuple(_torch_aot.hint(number) for number in numbers)
+def encode_float(value: float) -> float | str:
+    """A float as strict JSON has it; :meth:`Field.number` reads it back."""
+    return value if math.isfinite(value) else str(value)
 
 
-def dumps(specs: Sequence[InputSpec]) -> str:
-    """The description as JSON text; default values are left out."""
-    rows = []
-    for spec in specs:
-        row = {k: v for k, v in asdict(spec).items() if v not in (None, (), {}, False)}
-        if spec.kind == "tensor":
-            row.update(size=spec.size, stride=spec.stride, requires_grad=spec.requires_grad)
-        elif spec.kind in _SCALARS or spec.kind == "symint":
-            row["value"] = repr(spec.value) if spec.kind == "float" else spec.value
-        rows.append(row)
-    return json.dumps({"format": FORMAT, "kind": "lazyfx.inputs", "inputs": rows}, indent=1) + "\n"
+def to_json(kind: str, content: dict[str, Any]) -> str:
+    """The text of a file of the dump; each element of a list stands on a line of its own."""
+    document = {"format": f"lazyfx.{kind}", "version": VERSION, **content}
+    lines = [f"{json.dumps(key)}: {_lines(value)}" for key, value in document.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def read_inputs(file: Path) -> list[InputSpec]:
-    """Read and check a description.
+def _lines(value: Any) -> str:
+    if not isinstance(value, list) or not value:
+        return json.dumps(value, allow_nan=False)
+    return "[\n " + ",\n ".join(json.dumps(each, allow_nan=False) for each in value) + "\n]"
+
+
+def read_json(file: Path, kind: str) -> Field:
+    """Read a file of the dump and check what it says it is.
 
     Raises:
-        DumpFormatError: Names the file and the field.
+        DumpFormatError: It cannot be read, is not JSON, is of another kind or too new.
     """
-    document = read_document(file, "lazyfx.inputs")
-    rows = document.get("inputs")
-    if not isinstance(rows, list):
-        raise DumpFormatError(f"{file}: field 'inputs' is {rows!r}; expected a list")
-    return [_read_input(file, f"inputs[{i}]", row) for i, row in enumerate(rows)]
-
-
-def read_document(file: Path, kind: str) -> dict[str, Any]:
-    """Read one of this package's JSON files and check its kind and format."""
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DumpFormatError(f"{file}: cannot be read as JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("kind") != kind:
-        raise DumpFormatError(f"{file}: field 'kind' is missing or not {kind!r}; not one of ours")
-    version = document.get("format")
-    if type(version) is not int or version < 1:
-        raise DumpFormatError(f"{file}: field 'format' is {version!r}; expected a number from 1")
-    if version > FORMAT:
+        if file.stat().st_size > _MAX_BYTES:
+            raise DumpFormatError(f"{file}: larger than {_MAX_BYTES} bytes; expected a dump's file")
+        document = json.loads(file.read_bytes().decode("utf-8"), parse_constant=_no_constant)
+    except OSError as error:
         raise DumpFormatError(
-            f"{file}: field 'format' is {version}, this lazyfx-compilers reads up to {FORMAT}; "
-            "use a newer one"
+            f"{file}: cannot be read ({error.strerror or error}); pass a folder that "
+            "graph_dumper_aot wrote, or a file in it"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DumpFormatError(
+            f"{file}: not JSON, or cut short ({error}); dump the graph again"
+        ) from error
+    root = Field(file=file, path="", value=document)
+    found = root.get("format")
+    if found.value != f"lazyfx.{kind}":
+        raise found.wrong(f"'lazyfx.{kind}'")
+    version = root.get("version").integer(least=1)
+    if version > VERSION:
+        raise DumpFormatError(
+            f"{file}: field version is {version}; this lazyfx-compilers reads up to {VERSION}; "
+            "read it with a newer lazyfx-compilers"
         )
-    return document
+    return root
 
 
-def _read_input(file: Path, where: str, row: Any) -> InputSpec:
-    def bad(name: str, expected: str) -> DumpFormatError:
-        seen = row.get(name) if isinstance(row, dict) else row
-        return DumpFormatError(f"{file}: field {where}.{name} is {seen!r}; expected {expected}")
-
-    if not isinstance(row, dict):
-        raise DumpFormatError(f"{file}: field {where} is {row!r}; expected an object")
-    if not isinstance(row.get("name"), str):
-        raise bad("name", "a string")
-    name, kind = row["name"], row.get("kind")
-    if kind == "none":
-        return InputSpec(name=name, kind="none")
-    if kind == "opaque":
-        return InputSpec(name=name, kind="opaque", type=str(row.get("type")))
-    if kind == "symint":
-        if type(row.get("value")) is not int:
-            raise bad("value", "an integer")
-        return InputSpec(name=name, kind="symint", value=row["value"])
-    if kind in _SCALARS:
-        try:
-            value = float(row["value"]) if kind == "float" else row["value"]
-        except (KeyError, TypeError, ValueError):
-            raise bad("value", "a number") from None
-        if type(value) is not _SCALARS[kind]:
-            raise bad("value", f"a value of type {kind}")
-        return InputSpec(name=name, kind=kind, value=value)
-    if kind != "tensor":
-        raise bad("kind", f"tensor, none, symint, opaque or one of {', '.join(_SCALARS)}")
-    for key in ("size", "stride"):
-        numbers = row.get(key)
-        if not isinstance(numbers, list) or not all(_is_size(n) for n in numbers):
-            raise bad(key, "a list of integers from 0")
-    if len(row["size"]) != len(row["stride"]):
-        raise bad("stride", f"as many numbers as size has ({len(row['size'])})")
-    if not _is_size(row.get("storage_offset", 0)):
-        raise bad("storage_offset", "an integer from 0")
-    if not isinstance(getattr(torch, str(row.get("dtype")), None), torch.dtype):
-        raise bad("dtype", "the name of a torch dtype")
-    try:
-        torch.device(row["device"])
-    except (KeyError, TypeError, RuntimeError):
-        raise bad("device", "the name of a device") from None
-    spec = InputSpec(
-        name=name,
-        kind="tensor",
-        dtype=row["dtype"],
-        device=row["device"],
-        size=tuple(row["size"]),
-        stride=tuple(row["stride"]),
-        storage_offset=row.get("storage_offset", 0),
-        requires_grad=row.get("requires_grad") is True,
-    )
-    if math.prod(spec.size) > _LIMIT or spec.storage_size() > _LIMIT:
-        raise bad("size", f"at most {_LIMIT} elements")
-    return spec
-
-
-def _is_size(number: object) -> bool:
-    return type(number) is int and 0 <= number <= _LIMIT
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -1,154 +1,163 @@
-"""Writing one graph to a folder of its own; every file appears whole or not at all."""
+"""The folder of one dumper: claimed once, never shared, never overwritten, always whole.
+
+A dumper claims ``{folder}/{name}`` with ``mkdir``, which no two processes can win; whoever comes
+second takes ``{name}-2``. So the numbers and the index inside belong to one writer. A graph's
+files are written into a hidden folder that is then renamed, and the index is replaced in one step:
+a reader, or a crash, never meets half a graph.
+"""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
+import shutil
 import tempfile
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from lazyfx_compilers import _torch_aot
+from ._schema import INDEX, to_json
 
-from ._inputs import DATA, INPUTS, safetensors_missing
-from ._schema import FORMAT, describe_inputs, dumps
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from torch import fx
+log = logging.getLogger("lazyfx_compilers.dump")
 
 
-def claim_folder(parent: Path, stem: str) -> Path:
-    """Make a folder that did not exist: ``stem``, or the first free of ``stem_2`` and so on."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 0
-    while True:
-        number += 1
-        folder = parent / (stem if number == 1 else f"{stem}_{number}")
-        try:
-            folder.mkdir()  # atomic: two processes never get the same one
-        except FileExistsError:
-            if not folder.is_dir():
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphFiles:
+    """What is written for one graph: texts by file name, and its line in the index."""
+
+    texts: dict[str, str]
+    nodes: int
+    ops: dict[str, int]
+
+
+class DumpFolder:
+    """Where one dumper writes. Nothing is made before the first graph.
+
+    Args:
+        folder: The parent; ``None`` makes a fresh temporary one. Made absolute at once, so that
+            changing the working directory does no harm.
+        name: Any text; :func:`safe_name` makes a folder name of it.
+
+    Thread-safety: all methods may be called from several threads. After a fork the child claims a
+    folder of its own.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, name: str) -> None:
+        self._folder = None if folder is None else Path(folder).absolute()
+        self._name = name
+        self._lock = threading.RLock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._root: Path | None = None
+        self._pid = os.getpid()
+        self._compilations = 0
+        self._entries: list[dict[str, Any]] = []
+
+    @property
+    def root(self) -> Path | None:
+        """The claimed folder, or ``None`` while nothing was written."""
+        return self._root if self._pid == os.getpid() else None
+
+    def new_compilation(self) -> int:
+        """A number that the graphs of one compilation share."""
+        with self._lock:
+            self._claim()
+            number = self._compilations
+            self._compilations += 1
+            return number
+
+    def add_graph(self, compilation: int, phase: str, files: GraphFiles) -> Path:
+        """Write one graph and list it in the index; returns its folder.
+
+        Raises:
+            OSError: Something cannot be written; nothing of the graph is left then.
+        """
+        with self._lock:
+            root = self._claim()
+            final = _first_free(root / f"{compilation:03d}_{phase}")
+            hidden = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=root))
+            try:
+                for name, text in files.texts.items():
+                    (hidden / name).write_text(text, encoding="utf-8")
+                hidden.chmod(root.stat().st_mode)
+                hidden.rename(final)
+            except BaseException:
+                shutil.rmtree(hidden, ignore_errors=True)
                 raise
-            continue
-        return folder
+            entry = {
+                "id": final.name,
+                "phase": phase,
+                "compilation": compilation,
+                "nodes": files.nodes,
+                "ops": files.ops,
+            }
+            self._entries.append(entry)
+            content = {"name": self._name, "torch": torch.__version__, "graphs": self._entries}
+            replace_file(root / INDEX, to_json("index", content).encode())
+            return final
+
+    def _claim(self) -> Path:
+        if self._pid != os.getpid():
+            self._forget()
+        if self._root is None:
+            if self._folder is None:
+                parent = Path(tempfile.mkdtemp(prefix="lazyfx_dump_"))
+            else:
+                parent = self._folder
+                parent.mkdir(parents=True, exist_ok=True)
+            self._root = claim_folder(parent / safe_name(self._name))
+            # a folder nobody chose has to be shown to be found
+            level = logging.WARNING if self._folder is None else logging.INFO
+            log.log(level, "graphs are dumped to %s", self._root)
+        return self._root
 
 
-def claim_number(parent: Path) -> Path:
-    """Make the folder ``000``, ``001``, … that comes after all that are there."""
-    parent.mkdir(parents=True, exist_ok=True)
-    taken = [int(entry.name) for entry in parent.iterdir() if entry.name.isdigit()]
-    number = max(taken, default=-1) + 1
+def claim_folder(wanted: Path) -> Path:
+    """Make a folder that did not exist: ``wanted``, or the first free of ``wanted-2``, ``-3``.
+
+    Raises:
+        OSError: It cannot be made.
+    """
     while True:
-        folder = parent / f"{number:03d}"
+        candidate = _first_free(wanted)
         try:
-            folder.mkdir()
+            candidate.mkdir()
         except FileExistsError:
-            number += 1
-            continue
-        return folder
+            continue  # somebody else was faster
+        return candidate
+
+
+def _first_free(wanted: Path) -> Path:
+    candidate, number = wanted, 1
+    while os.path.lexists(candidate):
+        number += 1
+        candidate = wanted.with_name(f"{wanted.name}-{number}")
+    return candidate
 
 
 def safe_name(name: str) -> str:
-    """``name`` as a single path component on any system; never empty, never ``..``."""
-    cleaned = re.sub(r"[^A-Za-z0-9_\-]+", "_", name).strip("_")
-    return cleaned[:100] or "graph"
+    """``name`` as one component of a path on any system: never empty, hidden or a parent."""
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:100].strip("._-")
+    return cleaned or "graph"
 
 
-def write_graph(folder: Path, gm: fx.GraphModule, inputs: Sequence[Any]) -> None:
-    """Write code, structure and input descriptions of ``gm``; reads only.
-
-    Raises:
-        OSError: A file cannot be written; those before it stay.
-    """
-    placeholders = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
-    write_text(folder / "graph.py", gm.print_readable(print_output=False) + "\n")
-    write_text(folder / "graph.json", json.dumps(_structure(gm), indent=1) + "\n")
-    write_text(folder / INPUTS, dumps(describe_inputs(placeholders, inputs)))
-
-
-def write_data(folder: Path, inputs: Sequence[Any]) -> None:
-    """Write the values of the tensors among ``inputs``, keyed by position.
+def replace_file(file: Path, content: bytes) -> None:
+    """Write a file in one step: a reader finds the old one or the new one.
 
     Raises:
-        MissingDependencyError: safetensors is not installed.
-        OSError: The file cannot be written.
+        OSError: It cannot be written; the old one is still there.
     """
-    try:
-        from safetensors.torch import save
-    except ImportError:
-        raise safetensors_missing() from None
-    leaves, _ = _torch_aot.tree_flatten(list(inputs))
-    values = {
-        str(i): leaf.detach().to("cpu").contiguous().clone()
-        for i, leaf in enumerate(leaves)
-        if isinstance(leaf, torch.Tensor) and not _torch_aot.is_fake(leaf)
-    }
-    write_bytes(folder / DATA, save(values))
-
-
-def write_index(root: Path) -> None:
-    """Rewrite ``root/index.json`` from what is there; safe to do from several processes."""
-    graphs = []
-    for file in sorted(root.glob("*/*/graph.json")):
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue  # another process is writing it and will index it
-        graphs.append(
-            {
-                "compilation": file.parent.parent.name,
-                "phase": file.parent.name,
-                "folder": file.parent.relative_to(root).as_posix(),
-                "nodes": len(document["nodes"]),
-                "ops": document["ops"],
-            }
-        )
-    index = {"format": FORMAT, "kind": "lazyfx.index", "graphs": graphs}
-    write_text(root / "index.json", json.dumps(index, indent=1) + "\n")
-
-
-def _structure(gm: fx.GraphModule) -> dict[str, Any]:
-    nodes = [
-        {
-            "name": node.name,
-            "op": node.op,
-            "target": node._pretty_print_target(node.target),
-            "args": [str(argument) for argument in node.args],
-            "kwargs": {key: str(value) for key, value in node.kwargs.items()},
-            "inputs": [source.name for source in node.all_input_nodes],
-            "from": (node.meta.get("stack_trace") or "").strip().splitlines()[-2:],
-        }
-        for node in gm.graph.nodes
-    ]
-    ops = Counter(n["target"] for n in nodes if n["op"].startswith("call_"))
-    return {
-        "format": FORMAT,
-        "kind": "lazyfx.graph",
-        "torch": torch.__version__,
-        "ops": dict(ops.most_common()),
-        "nodes": nodes,
-    }
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file atomically."""
-    write_bytes(file, text.encode("utf-8"))
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file atomically: a crash leaves the old file or the new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    descriptor, hidden = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
+        Path(hidden).chmod(0o644)
+        Path(hidden).replace(file)
     except BaseException:
-        os.unlink(temporary)
+        Path(hidden).unlink(missing_ok=True)
         raise
