@@ -72,3 +72,13 @@ def test_a_call_that_fits_no_overload_is_named():
     gm = torch.fx.GraphModule({}, graph)
     with pytest.raises(TorchScriptUnsupportedError, match=r"node 'too_many'.*aten\.sin"):
         ts_compile(gm, [torch.ones(2)])
+
+
+@pytest.mark.parametrize("compiler", [ts_compile, simple_ts_compile])
+def test_a_copy_to_the_same_dtype_stays_a_copy(compiler):
+    x = torch.zeros(4)
+    gm = make_fx(lambda x: torch.ops.aten._to_copy.default(x, dtype=torch.float32))(x)
+    run = compiler(gm, [x])
+    for _ in range(3):
+        run([x]).add_(1)
+    assert not x.any()

@@ -1,15 +1,33 @@
 """What a compiled graph depends on, as a key: another key means compile anew.
 
 ``aot_function`` traces once and replays that graph for ever, whatever it is called with. The key
-built here covers everything the trace may have depended on and that can be read cheaply: the
-structure of the arguments, each tensor's shape, strides, dtype, device and ``requires_grad``, which
-arguments are the same tensor or share storage, Python values, gradient and autocast modes, and for
-modules the training flags, plain attributes, hooks and identity of every submodule and the
-description of every parameter and buffer.
+built here covers what the trace may have depended on and can be read cheaply:
+
+- the structure of the arguments and every Python value in them;
+- of each tensor, parameter and buffer the shape, strides, dtype, device and ``requires_grad``, and
+  which of them are one tensor or share storage;
+- gradient, inference, autocast and deterministic modes, the default dtype and device;
+- of a module and each submodule its class, its ``forward`` and all its attributes: numbers, strings
+  and containers of them (up to 1,000 items, eight deep) by value, everything else (functions,
+  hooks, configuration objects) by identity;
+- of a function its defaults, what its closure holds and the globals it names, in the same way; of
+  a method or a callable object also its attributes, of a decorated function what it wraps.
+
+Not noticed: a change *inside* an object that is compared by identity, and globals of the functions
+that the compiled one calls.
+
+Identity is a weak reference: an ``id`` may be taken over by another object once the first is gone,
+and a key must not keep a replaced object alive.
 """
 
 from __future__ import annotations
 
+import enum
+import functools
+import types
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,93 +36,217 @@ from . import _torch_aot
 from .errors import NotCompilableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
 
-_BY_VALUE = (bool, int, str, bytes, complex, type(None), torch.dtype, torch.device, torch.layout)
-_PLAIN = (bool, int, float, str, type(None))
+_AS_IT_IS = frozenset({bool, int, str, bytes, type(None)})
+_BY_VALUE = (bool, int, str, bytes, torch.dtype, torch.device, torch.layout)
+_BY_TEXT = (float, complex)
+_CONTAINERS = (tuple, list, dict, set, frozenset)
+_DICTS = (dict, OrderedDict)
+_MAX_DEPTH, _MAX_ITEMS = 8, 1000
 _DEVICE_TYPES = ("cpu", "cuda")
+_LOOKED_AT_ELSEWHERE = frozenset(
+    {
+        *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
+        *("_state_dict_hooks", "_state_dict_pre_hooks"),
+        *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+        *("_code", "_lineno_map", "_prologue_start"),  # a graph module's: its forward tells
+    }
+)
 
 
-def call_key(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The part of the key that the arguments and the global modes make.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleState:
+    """What a module is, read in one walk.
+
+    Attributes:
+        key: All of it but the tensors' descriptions.
+        parameters: By name, a tied one under its first name.
+        buffers: By name, likewise.
+        held: All parameters and buffers in order, a tied one as often as it occurs.
+    """
+
+    key: tuple[Any, ...]
+    parameters: dict[str, torch.Tensor]
+    buffers: dict[str, torch.Tensor]
+    held: list[torch.Tensor]
+
+
+def call_key(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], held: Iterable[torch.Tensor] = ()
+) -> tuple[Any, ...]:
+    """The part of the key that the arguments, the tensors and the global modes make.
+
+    Args:
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        held: Parameters and buffers; they are arguments of the compiled graph too.
 
     Raises:
-        NotCompilableError: An argument can change without the key changing; names its type.
+        NotCompilableError: An argument of a type that cannot be traced; names its position.
     """
     leaves, structure = _torch_aot.tree_flatten((args, dict(kwargs)))
-    return (structure, _leaves_key(leaves), _modes_key())
+    return (structure, _leaves_key(leaves, held), _modes_key())
 
 
-def module_key(module: nn.Module) -> tuple[Any, ...]:
-    """The part of the key that the module itself makes."""
-    return (
-        tuple(_submodule_key(name, each) for name, each in module.named_modules()),
-        tuple((n, _tensor_key(p)) for n, p in module.named_parameters(remove_duplicate=False)),
-        tuple((n, _tensor_key(b)) for n, b in module.named_buffers(remove_duplicate=False)),
+def module_state(module: nn.Module) -> ModuleState:
+    """The part of the key that the module makes, and its tensors."""
+    state = ModuleState(key=(), parameters={}, buffers={}, held=[])
+    key: list[Any] = []
+    _walk(module, "", key, state, set())
+    return ModuleState(
+        key=tuple(key), parameters=state.parameters, buffers=state.buffers, held=state.held
     )
 
 
-def _submodule_key(name: str, module: nn.Module) -> tuple[Any, ...]:
-    attributes = vars(module)
-    plain = tuple(
-        (key, _value_key(value))
-        for key, value in attributes.items()
-        if isinstance(value, _PLAIN) or _is_plain_tuple(value)
-    )
-    hooks = tuple(
-        len(attributes.get(kind) or ())
-        for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks")
-    )
-    return (name, id(module), plain, hooks)
+def _walk(
+    module: nn.Module, prefix: str, key: list[Any], state: ModuleState, seen: set[int]
+) -> None:
+    kind = type(module)
+    key += (kind, kind.forward)
+    for name, value in vars(module).items():
+        value_type = type(value)
+        if value_type in _AS_IT_IS:
+            key += (name, value_type, value)
+        elif value_type in _DICTS and not value:
+            continue  # most of a module's twenty attributes
+        elif name not in _LOOKED_AT_ELSEWHERE:
+            key += (name, _value_key(value))
+    for named, found in (
+        (module._parameters, state.parameters),
+        (module._buffers, state.buffers),
+    ):
+        for name, tensor in named.items():
+            key += (name, tensor is None)
+            if tensor is None:
+                continue
+            state.held.append(tensor)
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[prefix + name] = tensor
+    for name, child in module._modules.items():
+        key.append(name)
+        if child is not None:
+            _walk(child, f"{prefix}{name}.", key, state, seen)
+    key.append("end")
 
 
-def _is_plain_tuple(value: object) -> bool:
-    return isinstance(value, tuple) and all(isinstance(each, _PLAIN) for each in value)
+def function_key(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """The part of the key that a function makes: what it reads besides its arguments."""
+    key: list[Any] = []
+    if isinstance(function, functools.partial):
+        fixed = _value_key((function.args, function.keywords))
+        return ("arguments", fixed, *function_key(function.func))
+    if isinstance(function, types.MethodType):
+        owner = function.__self__
+        key += ("self", _value_key(vars(owner)) if hasattr(owner, "__dict__") else _Identity(owner))
+        function = function.__func__
+    if isinstance(function, types.FunctionType):
+        key += ("defaults", _value_key((function.__defaults__, function.__kwdefaults__)))
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        for name, cell in cells:
+            key += (name, _cell_key(cell))
+        for name in function.__code__.co_names:
+            if name in function.__globals__:
+                key += (name, _value_key(function.__globals__[name]))
+        wrapped = getattr(function, "__wrapped__", None)  # a decorated function
+        if callable(wrapped):
+            key += function_key(wrapped)
+    elif hasattr(function, "__dict__"):  # an object that can be called
+        key += ("self", _value_key(vars(function)), type(function).__call__)
+    return tuple(key)
 
 
-def _leaves_key(leaves: Iterable[Any]) -> tuple[Any, ...]:
+def first_change(before: tuple[Any, ...], after: tuple[Any, ...]) -> str | None:
+    """The name of what two keys of one module or function first differ in; None if they agree."""
+    for index, (old, new) in enumerate(zip((*before, None), (*after, None), strict=False)):
+        if old != new:
+            start = index - 1 if index and after[index - 1] is str else index
+            names = [each for each in after[: start + 1] if isinstance(each, str)]
+            return names[-1] if names else "its class"
+    return None
+
+
+def _cell_key(cell: types.CellType) -> Any:
+    try:
+        return _value_key(cell.cell_contents)
+    except ValueError:  # a variable of the enclosing function that has no value yet
+        return "empty"
+
+
+def _leaves_key(leaves: Iterable[Any], held: Iterable[torch.Tensor]) -> tuple[Any, ...]:
     key: list[Any] = []
     seen: dict[int, int] = {}
     storages: dict[int, int] = {}
-    for position, leaf in enumerate(leaves):
+    for position, leaf in enumerate((*leaves, *held)):
         if isinstance(leaf, torch.Tensor):
-            first = seen.setdefault(id(leaf), position)
-            storage = storages.setdefault(_storage(leaf), position)
-            key.append((first, storage, *_tensor_key(leaf)))
-        elif isinstance(leaf, (*_BY_VALUE, float)):
+            strided = leaf.layout is torch.strided
+            address = leaf.untyped_storage().data_ptr() if strided else 0
+            key += (
+                seen.setdefault(id(leaf), position),
+                storages.setdefault(address or -id(leaf), position),
+                type(leaf),
+                leaf.shape,
+                leaf.stride() if strided else None,
+                leaf.dtype,
+                leaf.device,
+                leaf.requires_grad,
+            )
+        elif leaf is None or isinstance(leaf, (*_BY_VALUE, *_BY_TEXT, slice, enum.Enum)):
             key.append(_value_key(leaf))
         else:
             raise NotCompilableError(
                 f"memory_efficient_fusion: argument {position} (counting nested ones) is a "
-                f"{type(leaf).__module__}.{type(leaf).__qualname__}, which can change without "
-                "being noticed; pass tensors, numbers, strings and containers of them, or "
-                "guard=False if it never changes"
+                f"{type(leaf).__module__}.{type(leaf).__qualname__}; expected tensors, numbers, "
+                "strings, slices, dtypes, devices, None and containers of them. Fix such an "
+                "argument with functools.partial"
             )
     return tuple(key)
 
 
-def _value_key(value: Any) -> tuple[Any, ...]:
-    # 1, 1.0 and True are equal, 0.0 and -0.0 too, and NaN is not equal to itself
-    return (type(value), repr(value) if isinstance(value, (float, complex, tuple)) else value)
+def _value_key(value: Any, depth: int = 0) -> Any:
+    # The type is part of it: 1, 1.0 and True are equal. So is the text of a float: 0.0 and -0.0
+    # are equal too, and NaN is not equal to itself.
+    kind = type(value)
+    if value is None or isinstance(value, _BY_VALUE):
+        return (kind, value)
+    if isinstance(value, _BY_TEXT):
+        return (kind, repr(value))
+    if isinstance(value, slice):
+        return (kind, *(_value_key(each, depth) for each in (value.start, value.stop, value.step)))
+    if not isinstance(value, _CONTAINERS) or depth >= _MAX_DEPTH or len(value) > _MAX_ITEMS:
+        return _Identity(value)
+    if isinstance(value, dict):
+        return (
+            kind,
+            *((_value_key(k, depth + 1), _value_key(v, depth + 1)) for k, v in value.items()),
+        )
+    parts = [_value_key(each, depth + 1) for each in value]
+    return (kind, tuple(parts) if isinstance(value, (tuple, list)) else frozenset(parts))
 
 
-def _tensor_key(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return (
-        type(tensor),
-        tensor.shape,
-        tensor.stride() if tensor.layout is torch.strided else None,
-        tensor.dtype,
-        tensor.device,
-        tensor.requires_grad,
-    )
+class _Identity:
+    """Equal to another one while both stand for the same object, and that object lives."""
 
+    __slots__ = ("_get", "_hash")
 
-def _storage(tensor: torch.Tensor) -> int:
-    if tensor.layout is not torch.strided or tensor.numel() == 0:
-        return -id(tensor)
-    return tensor.untyped_storage().data_ptr()
+    def __init__(self, value: object) -> None:
+        self._hash = id(value)
+        try:
+            self._get: Callable[[], object] = weakref.ref(value)
+        except TypeError:  # cannot be referred to weakly: kept alive
+            self._get = lambda: value
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Identity):
+            return NotImplemented
+        value = self._get()
+        return value is not None and value is other._get()
 
 
 def _modes_key() -> tuple[Any, ...]:
@@ -112,6 +254,7 @@ def _modes_key() -> tuple[Any, ...]:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
+        torch.get_default_device(),
         torch.are_deterministic_algorithms_enabled(),
         *(
             (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))

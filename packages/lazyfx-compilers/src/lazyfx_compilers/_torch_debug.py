@@ -34,21 +34,6 @@ if TYPE_CHECKING:
 _BUILTIN_NAMESPACES = frozenset({"aten", "prims", "prim", "higher_order", "inductor", "rngprims"})
 
 
-# --- what kind of graph ----------------------------------------------------------------------
-
-
-def is_dynamo_graph(gm: fx.GraphModule) -> bool:
-    """Whether Dynamo made the graph, so that it goes through AOTAutograd before it is compiled.
-
-    What was recorded tells, not what is called: ``x * y`` is ``operator.mul`` in a graph of Dynamo,
-    and so is a product of sizes in one of AOTAutograd.
-    """
-    recorded = [node.meta for node in gm.graph.nodes]
-    if any("val" in meta for meta in recorded):
-        return False
-    return any("example_value" in meta for meta in recorded)
-
-
 # --- symbols ---------------------------------------------------------------------------------
 
 

@@ -5,10 +5,16 @@ that callable *boxed*: with one list, which the callee empties as soon as it hol
 that each input can be freed as soon as it was used for the last time. Dynamo calls it unboxed,
 with the inputs as positional arguments. :func:`boxed` makes a callable that takes both: a graph's
 inputs are never lists, so a single list argument is the boxed form.
+
+A caller that passes a list and a callee that empties it are not enough: a Python call with
+positional arguments holds all of them until it returns. :func:`boxed_graph` therefore runs a graph
+with code that takes the list itself.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import fx
@@ -61,6 +67,51 @@ def boxed_from_positional(function: Callable[..., Any], name: str) -> Callable[.
         return function(*arguments)
 
     return boxed(run, name)
+
+
+def boxed_graph(gm: fx.GraphModule, name: str) -> Callable[..., Any]:
+    """What :func:`boxed` makes, around the graph: an input is freed after its last use.
+
+    Args:
+        gm: Not changed. Its graph is copied, since the code is another; what the graph refers to
+            (parameters, constants, submodules) is looked up in ``gm`` at each call. A module with
+            hooks, a ``forward`` of its own or unusual inputs is called as it is instead, and then
+            holds its inputs until it returns.
+        name: Shown by ``repr``.
+    """
+    if not _is_plain(gm):
+        return boxed_from_positional(gm, name)
+    graph = copy.deepcopy(gm.graph)
+    graph.set_codegen(_TakesAList())
+    method: Any = lazyfx_core.LazyGraphModule(gm, graph).forward
+    return boxed(functools.partial(method.__func__, gm), name)
+
+
+def _is_plain(gm: fx.GraphModule) -> bool:
+    hooks = (gm._forward_hooks, gm._forward_pre_hooks, gm._backward_hooks, gm._backward_pre_hooks)
+    return (
+        type(gm.graph._codegen) is fx.graph.CodeGen
+        and "forward" not in vars(gm)
+        and not any(hooks)
+        and all(
+            not node.args and str(node.target).isidentifier()
+            for node in gm.graph.nodes
+            if node.op == "placeholder"
+        )
+    )
+
+
+class _TakesAList(fx.graph.CodeGen):
+    """Code for ``forward(self, inputs)``; as elsewhere in fx, names are dropped after use."""
+
+    def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, **_unused: Any) -> str:
+        names = [each.split(":")[0].strip() for each in free_vars if each != "self"]
+        box = "_inputs"
+        while box in names:
+            box += "_"
+        takes = f"[{', '.join(names)}] = {box}; " if names else ""
+        header = f"def forward(self, {box}){maybe_return_annotation}:"
+        return f"{header}\n    {takes}{box}.clear()"
 
 
 def require_graph(gm: object, compiler: str) -> fx.GraphModule:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from torch import fx
 
-from . import _metadata, _torch_aot, _torch_debug
+from . import _metadata, _torch_aot
 from ._checks import check, describe, record_graph
 from ._repro import compiler_name, write_repro
 from ._types import boxed, require_graph
@@ -127,7 +127,7 @@ def debug_compile(
 
     def compile_any(gm: fx.GraphModule, example_inputs: Sequence[Any], /) -> Callable[..., Any]:
         checked = require_graph(gm, "debug_compile")
-        if _torch_debug.is_dynamo_graph(checked):
+        if _torch_aot.is_dynamo_graph(checked):
             return _torch_aot.compile_dynamo_graph(
                 checked, example_inputs, fw_compiler=compile_aten
             )

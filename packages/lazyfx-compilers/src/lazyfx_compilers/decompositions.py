@@ -9,14 +9,13 @@ opaque to both.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 
 from . import _torch_aot
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 NAMES = (
     *("detach", "gelu_backward", "leaky_relu_backward", "sigmoid_backward"),
@@ -26,57 +25,28 @@ NAMES = (
 )
 
 
-class _Decompositions(dict[Any, "Callable[..., Any]"]):
-    """A dictionary that is filled when first read, so that importing it loads no compiler.
+class _Decompositions(Mapping[Any, Callable[..., Any]]):
+    """A mapping that is looked up when first read, so that importing it loads no compiler."""
 
-    AOTAutograd wants a real ``dict``. Filling twice from two threads gives the same entries.
-    """
+    @functools.cached_property
+    def _table(self) -> dict[Any, Callable[..., Any]]:
+        return _torch_aot.get_decompositions([getattr(torch.ops.aten, name) for name in NAMES])
 
-    def _fill(self) -> None:
-        if not dict.__len__(self):
-            self.update(_torch_aot.get_decompositions([getattr(torch.ops.aten, n) for n in NAMES]))
-
-    def __getitem__(self, key: Any) -> Callable[..., Any]:
-        self._fill()
-        return super().__getitem__(key)
-
-    def __contains__(self, key: object) -> bool:
-        self._fill()
-        return super().__contains__(key)
+    def __getitem__(self, operator: Any) -> Callable[..., Any]:
+        return self._table[operator]
 
     def __iter__(self) -> Iterator[Any]:
-        self._fill()
-        return super().__iter__()
+        return iter(self._table)
 
     def __len__(self) -> int:
-        self._fill()
-        return super().__len__()
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        self._fill()
-        return super().get(key, default)
-
-    def keys(self) -> Any:
-        self._fill()
-        return super().keys()
-
-    def values(self) -> Any:
-        self._fill()
-        return super().values()
-
-    def items(self) -> Any:
-        self._fill()
-        return super().items()
-
-    def copy(self) -> dict[Any, Callable[..., Any]]:
-        return dict(self.items())
+        return len(self._table)
 
     def __repr__(self) -> str:
         return f"<default decompositions of {len(self)} operators>"
 
 
-default_decompositions: dict[Any, Callable[..., Any]] = _Decompositions()
+default_decompositions: Mapping[Any, Callable[..., Any]] = _Decompositions()
 """Operator overload to decomposition: what ``memory_efficient_fusion`` takes apart by default.
 
-A ``dict`` that AOTAutograd accepts; copy it before changing it.
+Read-only, and accepted by ``aot_function``. ``dict(default_decompositions)`` is a copy to change.
 """

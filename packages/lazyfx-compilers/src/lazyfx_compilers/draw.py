@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ._types import require_graph
-from .errors import MissingDependencyError, UnknownOptionError
+from .errors import CompilerError, MissingDependencyError, UnknownOptionError
 from .nop import nop
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def draw_graph_compile(name: str | os.PathLike[str]) -> FxCompiler:
     Raises:
         UnknownOptionError: Another suffix; lists those that are known.
         MissingDependencyError: ``.png`` or ``.pdf`` without Graphviz.
+        CompilerError: On compiling, Graphviz failed; with what it said.
         NotCompilableError: On compiling, what is given is not a ``torch.fx.GraphModule``.
         InvalidGraphError: On compiling, the graph is wrong; names the node.
     """
@@ -78,12 +79,13 @@ def draw_graph_compile(name: str | os.PathLike[str]) -> FxCompiler:
 
 
 def _write(graph: fx.Graph, path: Path) -> Path:
+    picture = _render(graph, path.suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count():
         target = path if number == 0 else path.with_stem(f"{path.stem}_{number}")
         try:
             with target.open("xb") as file:  # claims the name, also among processes
-                file.write(_render(graph, target.suffix))
+                file.write(picture)
         except FileExistsError:
             continue
         return target
@@ -96,8 +98,14 @@ def _render(graph: fx.Graph, suffix: str) -> bytes:
     if suffix == ".dot":
         return to_dot(graph).encode()
     done = subprocess.run(
-        ["dot", f"-T{suffix[1:]}"], input=to_dot(graph).encode(), capture_output=True, check=True
+        ["dot", f"-T{suffix[1:]}"], input=to_dot(graph).encode(), capture_output=True, check=False
     )
+    if done.returncode:
+        raise CompilerError(
+            f"draw_graph_compile: Graphviz' dot could not draw a graph of {len(graph.nodes)} nodes "
+            f"as {suffix} (exit code {done.returncode}): {done.stderr.decode(errors='replace')}; "
+            "use the suffix .svg, which does without it"
+        )
     return done.stdout
 
 

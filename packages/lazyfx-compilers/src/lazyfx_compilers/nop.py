@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._types import boxed_from_positional, require_graph
+from ._types import boxed_graph, require_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,15 +19,16 @@ def nop(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]
     ``aot_function``, ``aot_module`` and ``torch.compile(backend=...)``.
 
     Args:
-        gm: Kept and called, not copied, not changed.
+        gm: Kept, not changed. The graph is run as it is now, over the parameters and constants
+            that ``gm`` has when it is called.
         example_inputs: Not looked at, not kept.
 
     Returns:
-        A callable that takes the graph's inputs as one list, which it empties, or one by one. As
-        thread-safe as ``gm`` itself.
+        A callable that takes the graph's inputs as one list, or one by one. It empties the list
+        and frees each input after its last use. As thread-safe as ``gm`` itself.
 
     Raises:
         NotCompilableError: ``gm`` is not a ``torch.fx.GraphModule``.
         InvalidGraphError: The graph is wrong; names the node.
     """
-    return boxed_from_positional(require_graph(gm, "nop"), "nop")
+    return boxed_graph(require_graph(gm, "nop"), "nop")

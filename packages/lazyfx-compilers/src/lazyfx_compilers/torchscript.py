@@ -79,7 +79,7 @@ def _compile(
     *,
     optimise: bool,
 ) -> Callable[..., Any]:
-    if not _torch_aot.is_aten_graph(gm):
+    if _torch_aot.is_dynamo_graph(gm):
         return _torch_aot.compile_dynamo_graph(gm, example_inputs, fw_compiler=compiler)
     name = compiler.__name__
     with _torch_aot.outside_fake_mode(), _torch_aot.jit_autocast_disabled(), _quiet():
@@ -110,7 +110,10 @@ def _prepare(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> LazyGraphModu
         if node.op != "call_function":
             continue
         if node.target is torch.ops.aten._to_copy.default and set(node.kwargs) == {"dtype"}:
+            # TorchScript's fuser knows `to`; without copy=True it may return its argument itself
             node.target = torch.ops.aten.to
+            node.args = (node.args[0], node.kwargs["dtype"], False, True)
+            node.kwargs = {}
         node.target = _torch_aot.operator_packet(node.target)
         node.args = fx_map(node.args, _device_as_text)
         node.kwargs = fx_map(node.kwargs, _device_as_text)

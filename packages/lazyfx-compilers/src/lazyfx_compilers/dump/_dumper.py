@@ -140,7 +140,7 @@ class GraphDumper:
             InvalidGraphError: The graph is wrong; names the node.
         """
         checked = require_graph(gm, "graph_dumper_aot")
-        if not _torch_debug.is_dynamo_graph(checked):
+        if not _torch_aot.is_dynamo_graph(checked):
             return self._dump_and_compile(checked, example_inputs, _phase_by_names(checked))
         return _torch_aot.compile_dynamo_graph(
             checked,

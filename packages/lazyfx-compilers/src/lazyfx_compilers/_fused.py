@@ -1,0 +1,205 @@
+"""Functions and modules that run compiled graphs, and compile another one when they must."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+
+from . import _guards, _torch_aot
+from ._graphs import Graphs
+from .errors import NotCompilableError, NoTensorOutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def fused_function(
+    fn: Callable[..., Any], settings: Mapping[str, Any], *, guard: bool
+) -> Callable[..., Any]:
+    """``fn``, compiled by ``aot_function`` with these settings for each kind of call."""
+
+    def compile_one() -> Callable[..., Any]:
+        traceable = _traceable(fn, fn, lambda: _guards.function_key(fn))
+        return _compile_when_called(traceable, settings)
+
+    graphs = Graphs(compile_one, _name(fn))
+
+    @functools.wraps(fn)
+    def fused(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return fn(*args, **kwargs)  # Dynamo guards and compiles it itself
+        key: Any = None
+        if guard or not len(graphs):
+            key = (_guards.call_key(args, kwargs), _guards.function_key(fn))
+        return graphs.get(key if guard else None)(*args, **kwargs)
+
+    return fused
+
+
+class FusedModule(nn.Module):
+    """A module that runs compiled code over another module's parameters and buffers.
+
+    The two are one module with two ways to run it. Parameters, buffers, submodules, the training
+    flag and all other attributes are those of the original, also when set here; saving, loading,
+    moving and switching to training or evaluation are done by the original. Hooks registered here
+    run here, at each call; hooks of the original are traced into the graph.
+    """
+
+    def __init__(self, module: nn.Module, settings: Mapping[str, Any], *, guard: bool) -> None:
+        own = vars(self)
+        own["_original"] = module
+        super().__init__()
+        for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            own[shared] = vars(module)[shared]
+        own["_settings"] = settings
+        own["_guard"] = guard
+        compile_one = functools.partial(_compile_module, module, settings)
+        own["_graphs"] = Graphs(compile_one, _name(module))
+
+    @property
+    def training(self) -> bool:
+        """The original's flag."""
+        return bool(self._original.training)
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "_parameters" in vars(self):  # not while nn.Module.__init__ sets its default
+            self._original.training = mode
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph compiled for calls like this one."""
+        original = self._original
+        if torch.compiler.is_dynamo_compiling():
+            return original(*args, **kwargs)  # Dynamo guards and compiles it itself
+        with _torch_aot.compile_lock():  # tracing puts fake parameters into the module meanwhile
+            state = _guards.module_state(original)
+        key: Any = None
+        if self._guard or not len(self._graphs):
+            key = (_guards.call_key(args, kwargs, state.held), state.key)
+        run = self._graphs.get(key if self._guard else None)
+        return run(state.parameters, state.buffers, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(vars(self)["_original"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._original, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._original, name)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the original, which may do it in its own way."""
+        self._original.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's state."""
+        return self._original.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load into the original."""
+        return self._original.load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._original._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._original._apply(*args, **kwargs)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedModule:
+        """A fused module over a deep copy of the original, compiled anew."""
+        return FusedModule(copy.deepcopy(self._original, memo), self._settings, guard=self._guard)
+
+
+def _compile_module(module: nn.Module, settings: Mapping[str, Any]) -> Callable[..., Any]:
+    def functional(
+        parameters: dict[str, torch.Tensor],
+        buffers: dict[str, torch.Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        # each tied parameter comes under one name; functional_call ties it again
+        return torch.func.functional_call(module, {**parameters, **buffers}, args, kwargs)
+
+    state = _guards.module_state(module)
+    return _compile_when_called(
+        _traceable(functional, module, lambda: _guards.module_state(module).key),
+        {**settings, "num_params_buffers": len(state.parameters) + len(state.buffers)},
+    )
+
+
+def _compile_when_called(
+    traceable: Callable[..., Any], settings: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """An ``aot_function`` of the tensors and numbers of a call; all else is that of the first."""
+    compiled: Callable[..., Any] | None = None
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal compiled
+        leaves, structure = _torch_aot.tree_flatten((args, kwargs))
+        if compiled is None:
+            fixed = [None if _is_traced(leaf) else leaf for leaf in leaves]
+            traced_at = [index for index, leaf in enumerate(leaves) if _is_traced(leaf)]
+
+            def flat(*traced: Any) -> Any:
+                filled = fixed.copy()
+                for index, value in zip(traced_at, traced, strict=True):
+                    filled[index] = value
+                args, kwargs = _torch_aot.tree_unflatten(filled, structure)
+                return traceable(*args, **kwargs)
+
+            compiled = _torch_aot.aot_function(flat, **settings)
+        return compiled(*[leaf for leaf in leaves if _is_traced(leaf)])
+
+    return call
+
+
+def _is_traced(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor) or type(leaf) in (int, float)
+
+
+def _name(what: Any) -> str:
+    return getattr(what, "__qualname__", type(what).__qualname__)
+
+
+def _traceable(
+    run: Callable[..., Any], what: Any, surroundings: Callable[[], Any]
+) -> Callable[..., Any]:
+    """``run``, with the errors of somebody who knows that it is being traced."""
+    name = _name(what)
+
+    @functools.wraps(run)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        before = surroundings()
+        try:
+            result = run(*args, **kwargs)
+        except Exception as error:
+            reason = _torch_aot.why_untraceable(error)
+            if reason is None:
+                raise
+            raise NotCompilableError(f"memory_efficient_fusion: {name} {reason}") from error
+        changed = _guards.first_change(before, surroundings())
+        if changed is not None:
+            raise NotCompilableError(
+                f"memory_efficient_fusion: {name} changes {changed!r} when it runs, which is an "
+                "attribute, a global or a variable of its closure; a compiled graph would not do "
+                "that. Return the value instead, or keep it in a registered buffer"
+            )
+        leaves, _ = _torch_aot.tree_flatten(result)
+        if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            raise NoTensorOutputError(
+                f"memory_efficient_fusion: {name} returned a {type(result).__name__} without a "
+                "tensor in it; expected at least one tensor"
+            )
+        return result
+
+    return checked

@@ -1,0 +1,99 @@
+"""Random numbers that the forward has drawn must not be drawn again in the backward.
+
+A partitioner may recompute in the backward what the forward computed. Of an operator that draws
+random numbers that makes other numbers: a dropout mask that the forward never used, and a gradient
+that is wrong without a word. Torch's partitioner does so under several of its settings (an
+activation memory budget below one, aggressive recomputation, no allow-list). So every partition is
+looked at after the fact, whichever partitioner made it.
+
+Operators that torch itself has paired with a saved generator state (``run_with_rng_state``) draw
+the same numbers again and are fine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._ops import OpOverload
+
+from .errors import UnsafeRecomputationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import fx
+
+
+def never_redrawn(
+    partition: Callable[..., tuple[fx.GraphModule, fx.GraphModule]],
+) -> Callable[..., tuple[fx.GraphModule, fx.GraphModule]]:
+    """``partition``, refusing a result in which the backward draws the forward's numbers again.
+
+    Raises:
+        UnsafeRecomputationError: By the result, on compiling; names the operator.
+    """
+
+    def checked(
+        joint: fx.GraphModule, joint_inputs: Sequence[Any], **settings: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        before = len(random_operators(joint))
+        forward, backward = partition(joint, joint_inputs, **settings)
+        drawn = random_operators(forward)
+        later = random_operators(backward)
+        names = {node.name for node in drawn}
+        again = [node for node in later if node.name in names]
+        if not again and len(drawn) + len(later) > before:
+            again = later  # a partitioner that renames: one of these is drawn twice
+        again = _without_dead(backward, again)
+        if again:
+            setting = recomputation_setting() or "the partitioner that was given"
+            raise UnsafeRecomputationError(
+                f"node {again[0].name!r} ({again[0].target}) draws random numbers, and {setting} "
+                "has it computed again in the backward with other numbers, which makes wrong "
+                "gradients; use torch's default for that setting, or a partitioner that saves the "
+                "results of random operators"
+            )
+        return forward, backward
+
+    return checked
+
+
+def _without_dead(backward: fx.GraphModule, nodes: list[fx.Node]) -> list[fx.Node]:
+    """Erase those of ``nodes`` whose result nobody uses; the others.
+
+    torch's default partitioner leaves them: they change no gradient, but draw, and the next step
+    would not have eager's random numbers.
+    """
+    dead = [node for node in nodes if not node.users]
+    for node in dead:
+        backward.graph.erase_node(node)
+    if dead:
+        backward.graph.eliminate_dead_code()
+        backward.recompile()
+    return [node for node in nodes if node not in dead]
+
+
+def random_operators(gm: fx.GraphModule) -> list[fx.Node]:
+    """Nodes that draw from a random number generator."""
+    return [
+        node
+        for node in gm.graph.nodes
+        if isinstance(node.target, OpOverload)
+        and torch.Tag.nondeterministic_seeded in node.target.tags
+    ]
+
+
+def recomputation_setting() -> str | None:
+    """The torch setting, if any, under which its partitioner recomputes more than by default."""
+    config = importlib.import_module("torch._functorch.config")
+    for name, default in (
+        ("activation_memory_budget", 1.0),
+        ("aggressive_recomputation", False),
+        ("ban_recompute_not_in_allowlist", True),
+    ):
+        value = getattr(config, name, default)
+        if value != default:
+            return f"torch._functorch.config.{name} = {value}"
+    return None

@@ -1,0 +1,127 @@
+"""Random numbers: eager's stream in the forward, and never other ones in the backward."""
+
+import pytest
+import torch
+import torch._functorch.config as functorch_config
+import torch.nn.functional as F
+from torch._dynamo.exc import BackendCompilerFailed
+from torch.utils.checkpoint import checkpoint
+
+from lazyfx_compilers import UnsafeRecomputationError, memory_efficient_fusion, nop, ts_compile
+
+RANDOM = {
+    "dropout": lambda x: F.dropout(x.sin().exp(), 0.5),
+    "bernoulli": lambda x: torch.bernoulli(torch.full_like(x, 0.5)) * x.sin().exp(),
+    "rand": lambda x: torch.rand(x.shape) * x.sin().exp(),
+    "randn_like": lambda x: torch.randn_like(x) * x.sin().exp(),
+    "normal_": lambda x: torch.empty_like(x).normal_() * x.sin().exp(),
+    "rrelu": lambda x: F.rrelu(x.sin(), training=True).exp(),
+}
+SETTINGS = {
+    "a budget of .5": {"activation_memory_budget": 0.5},
+    "a budget of 0": {"activation_memory_budget": 0},
+    "aggressive": {"aggressive_recomputation": True},
+    "no allow-list": {
+        "ban_recompute_not_in_allowlist": False,
+        "ban_recompute_used_far_apart": False,
+        "ban_recompute_long_fusible_chains": False,
+        "ban_recompute_materialized_backward": False,
+        "ban_recompute_reductions": False,
+    },
+}
+
+
+def output_and_gradient(function, x):
+    torch.manual_seed(0)
+    out = function(x)
+    return out.detach(), torch.autograd.grad(out.sum(), x)[0], torch.rand(1)
+
+
+@pytest.mark.parametrize("codegen", ["inductor", "ts", nop], ids=["inductor", "ts", "nop"])
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_numbers_are_eagers(name, codegen):
+    x = torch.randn(100, requires_grad=True)
+    fused = memory_efficient_fusion(RANDOM[name], codegen=codegen)
+    expected = output_and_gradient(RANDOM[name], x)
+    for _ in range(2):
+        torch.testing.assert_close(output_and_gradient(fused, x), expected)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", RANDOM)
+def test_they_are_never_drawn_again_in_the_backward(name, setting):
+    x = torch.randn(200, requires_grad=True)
+    expected = output_and_gradient(RANDOM[name], x)
+    torch.compiler.reset()
+    ways = [
+        memory_efficient_fusion(RANDOM[name], codegen=nop),
+        torch.compile(RANDOM[name], backend="lazyfx_fusion", options={"codegen": nop}),
+        torch.compile(RANDOM[name], backend=ts_compile),
+    ]
+    for run in ways:
+        with functorch_config.patch(SETTINGS[setting]):
+            try:
+                seen = output_and_gradient(run, x)
+            except (UnsafeRecomputationError, BackendCompilerFailed) as error:
+                refusal = str(error)
+            else:
+                refusal = ""
+                torch.testing.assert_close(seen, expected)
+        assert not refusal or "draws random numbers" in refusal
+
+
+def test_the_references_gradients_are_wrong_where_ours_are_refused():
+    from functorch.compile import memory_efficient_fusion as theirs
+    from torch._functorch.compilers import nop as their_nop
+
+    x = torch.randn(200, requires_grad=True)
+    f = RANDOM["bernoulli"]
+    with functorch_config.patch(SETTINGS["a budget of 0"]):
+        run = theirs(f, fw_compiler=their_nop, bw_compiler=their_nop)
+        _, grad, _ = output_and_gradient(run, x)
+        _, right, _ = output_and_gradient(f, x)
+        assert not torch.allclose(grad, right)
+        with pytest.raises(
+            UnsafeRecomputationError, match=r"'bernoulli'.*activation_memory_budget"
+        ):
+            output_and_gradient(memory_efficient_fusion(f, codegen=nop), x)
+
+
+def test_a_partitioner_that_draws_again_is_refused_whatever_it_calls_its_nodes():
+    def renaming(joint, joint_inputs, **settings):
+        with functorch_config.patch(SETTINGS["a budget of 0"]):
+            from functorch.compile import min_cut_rematerialization_partition
+
+            forward, backward = min_cut_rematerialization_partition(joint, joint_inputs, **settings)
+        for node in backward.graph.nodes:
+            if node.op == "call_function":
+                node.name = f"renamed_{node.name}"
+        backward.recompile()
+        return forward, backward
+
+    fused = memory_efficient_fusion(RANDOM["bernoulli"], codegen=nop, partition_fn=renaming)
+    with pytest.raises(UnsafeRecomputationError, match="the partitioner that was given"):
+        fused(torch.randn(200, requires_grad=True))
+
+
+@pytest.mark.parametrize("codegen", ["inductor", nop], ids=["inductor", "nop"])
+@pytest.mark.parametrize("under_dynamo", [False, True])
+def test_checkpointed_blocks_use_the_forwards_mask(codegen, under_dynamo):
+    def block(x):
+        return F.dropout(x.sin(), 0.5).exp()
+
+    def f(x):
+        return checkpoint(block, x, use_reentrant=False) * 2
+
+    if under_dynamo:
+        run = torch.compile(f, backend="lazyfx_fusion", options={"codegen": codegen})
+    else:
+        run = memory_efficient_fusion(f, codegen=codegen)
+    x = torch.randn(200, requires_grad=True)
+    out = run(x)
+    mask = ((out - 2).abs() > 1e-6) * 2.0
+    expected = 2 * torch.exp(mask * x.sin())
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0]
+    )
