@@ -60,10 +60,8 @@ def _build_wheels(session: nox.Session, *names: str) -> dict[str, str]:
 def tests(session: nox.Session) -> None:
     """All tests of all packages on the default torch, the doctests, and the code in the README."""
     session.install(f"torch=={DEFAULT_TORCH}", *TESTING, "sybil>=9", *_packages())
-    session.run(
-        *("pytest", *_workers(), "--doctest-modules", "tests", "packages"),
-        *session.posargs,
-    )
+    session.run("pytest", "-q", "--doctest-modules", "packages")
+    session.run("pytest", *_workers(), "tests", *session.posargs)
 
 
 @nox.session(tags=["ci"], reuse_venv=False)
