@@ -23,7 +23,9 @@ DEFAULT_TORCH = "2.13.0"
 TORCHES = ["2.6.0", "2.9.1", "2.11.0", "2.13.0", "2.14.1", "2.15.0"]
 # Which sibling packages each package may see: what its pyproject.toml declares.
 SIBLINGS = {"core": [], "ltc": ["core"], "compilers": ["core"]}
-TESTING = ["numpy", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "safetensors>=0.4"]
+# Optional dependencies that a package's own tests exercise.
+EXTRAS = {"compilers": "[data]"}
+TESTING = ["numpy", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
 
 # uv does not read pip's variable; whoever configured a place with wheels meant uv too.
 if "PIP_FIND_LINKS" in os.environ:
@@ -31,9 +33,10 @@ if "PIP_FIND_LINKS" in os.environ:
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
 
-def _packages(*, editable: bool = True) -> list[str]:
-    flag = ["-e"] if editable else []
-    return [word for name in SIBLINGS for word in (*flag, f"./packages/lazyfx-{name}")]
+def _packages() -> list[str]:
+    """All packages, editable: a reused environment must not keep an old copy."""
+    paths = [f"./packages/lazyfx-{name}{EXTRAS.get(name, '')}" for name in SIBLINGS]
+    return [word for path in paths for word in ("-e", path)]
 
 
 def _workers() -> list[str]:
@@ -52,7 +55,7 @@ def _build_wheels(session: nox.Session, *names: str) -> dict[str, str]:
             f"packages/lazyfx-{name}",
             silent=True,
         )
-        wheels[name] = str(next((out / name).glob("*.whl")))
+        wheels[name] = f"{next((out / name).glob('*.whl'))}{EXTRAS.get(name, '')}"
     return wheels
 
 
