@@ -168,7 +168,8 @@ def test_nested_lazy_modules_survive(x):
 
 def test_a_function_without_a_name_is_refused_and_its_node_named():
     graph = fx.Graph()
-    graph.output(graph.call_function(lambda x: x + 1, (graph.placeholder("x"),), name="plus"))
+    x = graph.placeholder("x")
+    graph.output(graph.create_node("call_function", lambda x: x + 1, (x,), name="plus"))
     with pytest.raises(SerializationError, match="node 'plus'.*top level"):
         pickle.dumps(LazyGraphModule({}, graph))
 
