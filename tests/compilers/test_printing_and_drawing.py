@@ -59,7 +59,7 @@ def test_boxes_do_not_overlap(gm, tmp_path):
     graph = fx.Graph()
     x = graph.placeholder("x")
     for i in range(40):
-        graph.call_function(torch.sin, (x,), name=f"a_rather_long_name_{i}")
+        graph.create_node("call_function", torch.sin, (x,), name=f"a_rather_long_name_{i}")
     graph.output(x)
     boxes = list(_layout(graph).values())
     for i, (x1, y1, w1) in enumerate(boxes):

@@ -67,7 +67,7 @@ def test_a_node_torchscript_cannot_take_is_named():
 def test_a_call_that_fits_no_overload_is_named():
     graph = torch.fx.Graph()
     y = graph.placeholder("y")
-    bad = graph.call_function(torch.ops.aten.sin.default, (y, y, y), name="too_many")
+    bad = graph.create_node("call_function", torch.ops.aten.sin.default, (y, y, y), name="too_many")
     graph.output(bad)
     gm = torch.fx.GraphModule({}, graph)
     with pytest.raises(TorchScriptUnsupportedError, match=r"node 'too_many'.*aten\.sin"):

@@ -88,7 +88,7 @@ def call_key(
         NotCompilableError: An argument of a type that cannot be traced; names its position.
     """
     leaves, structure = _torch_aot.tree_flatten((args, dict(kwargs)))
-    return (structure, _leaves_key(leaves, held), _modes_key())
+    return (_torch_aot.structure_key(structure), _leaves_key(leaves, held), _modes_key())
 
 
 def module_state(module: nn.Module) -> ModuleState:

@@ -45,6 +45,15 @@ def tree_flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
     return pytree.tree_flatten(tree)
 
 
+def structure_key(structure: TreeSpec) -> Any:
+    """Something that can be hashed for a structure; before torch 2.7 it cannot be itself."""
+    try:
+        hash(structure)
+    except TypeError:
+        return repr(structure)
+    return structure
+
+
 def tree_unflatten(leaves: Sequence[Any], structure: TreeSpec) -> Any:
     """Nested containers again."""
     return pytree.tree_unflatten(leaves, structure)
