@@ -5,10 +5,18 @@ Importing this package patches nothing. The first ``use_lazy_graph_module`` or
 it out again).
 """
 
+from ._codegen_stats import (
+    RecompileCount,
+    RecompileSnapshot,
+    RecompileStats,
+    assert_max_recompiles,
+    recompile_stats,
+)
 from ._factory import get_graph_module_cls, make_graph_module, remove_seam, seam_installed
 from ._flags import force_skip_lazy_graph_module, use_lazy_graph_module
 from ._graph_module import LazyGraphModule, require_graph_module
 from ._structure import check_graph
+from ._verify import verify_graphs
 from .errors import (
     CodeGenerationError,
     InvalidGraphError,
@@ -17,6 +25,8 @@ from .errors import (
     NotAGraphModuleError,
     SeamError,
     SerializationError,
+    StaleGraphError,
+    TooManyRecompilesError,
 )
 
 __version__ = "0.1.0"
@@ -28,15 +38,23 @@ __all__ = [
     "LazyGraphModule",
     "MissingDependencyError",
     "NotAGraphModuleError",
+    "RecompileCount",
+    "RecompileSnapshot",
+    "RecompileStats",
     "SeamError",
     "SerializationError",
+    "StaleGraphError",
+    "TooManyRecompilesError",
     "__version__",
+    "assert_max_recompiles",
     "check_graph",
     "force_skip_lazy_graph_module",
     "get_graph_module_cls",
     "make_graph_module",
+    "recompile_stats",
     "remove_seam",
     "require_graph_module",
     "seam_installed",
     "use_lazy_graph_module",
+    "verify_graphs",
 ]

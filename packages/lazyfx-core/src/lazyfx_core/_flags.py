@@ -8,16 +8,25 @@ The rule, first match wins:
 
 1. torch is inside its own ``_force_skip_lazy_graph_module``: plain.
 2. any :func:`force_skip_lazy_graph_module` is in force: plain.
-3. the innermost :func:`use_lazy_graph_module` in force says.
+3. the innermost :func:`use_lazy_graph_module` in force says, and whether it says so for direct
+   calls of ``fx.GraphModule(...)`` too.
 4. nothing is in force: torch decides. (Its own ``False`` cannot be told from its default, which is
    why an explicit setting of ours wins over it.)
+
+**Generators.** Python runs a generator in the context of whoever asks for its next value, so a
+context variable set inside leaks to the caller while the generator is suspended. A block that was
+entered in a generator is in force only while that generator runs. The exception is a generator
+that *is* a context manager (``contextlib.contextmanager``, a pytest fixture): it is suspended
+precisely so that its caller sees the setting, and the block counts as the caller's.
 """
 
 from __future__ import annotations
 
+import inspect
+import sys
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from torch import fx
 
@@ -26,21 +35,37 @@ from ._graph_module import LazyGraphModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
+    from types import FrameType, TracebackType
+
+_GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+# Whoever drives a generator from here does so to use it as a context manager.
+_CONTEXT_MANAGERS = ("contextlib", "_pytest.", "pluggy.", "pytest_asyncio", "anyio.")
+_ENTERING = frozenset({"__enter__", "__aenter__", "enter_context", "enter_async_context"})
+
+
+class _Entry(NamedTuple):
+    """One entered block, and the generator without which it is not in force."""
+
+    setting: _Setting
+    generator: FrameType | None
 
 
 class _Setting(ContextDecorator):
     """One block's wish. Reusable and reentrant: entering adds an entry, leaving takes it off."""
 
-    __slots__ = ("lazy", "skip")
+    __slots__ = ("everywhere", "lazy", "skip")
 
-    def __init__(self, *, lazy: bool, skip: bool) -> None:
+    def __init__(self, *, lazy: bool, skip: bool = False, everywhere: bool = False) -> None:
         self.lazy = lazy
         self.skip = skip
+        self.everywhere = everywhere
 
     def __enter__(self) -> Self:
         _torch_fx.install(choose_class)
-        _in_force.set((*_in_force.get(), self))
+        if self.everywhere:
+            _torch_fx.install_wide(class_for_direct_calls)
+        entry = _Entry(self, _enclosing_generator(sys._getframe(1)))
+        _entered.set((*_entered.get(), entry))
         return self
 
     def __exit__(
@@ -49,36 +74,40 @@ class _Setting(ContextDecorator):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        entries = list(_in_force.get())
+        entries = list(_entered.get())
         for position in range(len(entries) - 1, -1, -1):
-            if entries[position] is self:
+            if entries[position].setting is self:
                 del entries[position]
                 break
-        _in_force.set(tuple(entries))
+        _entered.set(tuple(entries))
 
     def __repr__(self) -> str:
         if self.skip:
             return "force_skip_lazy_graph_module()"
-        return f"use_lazy_graph_module({self.lazy})"
+        return f"use_lazy_graph_module({self.lazy}{', everywhere=True' * self.everywhere})"
 
 
-_in_force: ContextVar[tuple[_Setting, ...]] = ContextVar("lazyfx_in_force", default=())
+_entered: ContextVar[tuple[_Entry, ...]] = ContextVar("lazyfx_entered", default=())
 
 
-def use_lazy_graph_module(should_use: bool = True) -> _Setting:
+def use_lazy_graph_module(should_use: bool = True, *, everywhere: bool = False) -> _Setting:
     """While entered, torch builds :class:`LazyGraphModule` (or, with ``False``, plain modules).
 
     Works as a ``with`` block and as a decorator; reaches ``symbolic_trace``, ``make_fx``,
     ``Transformer``, Dynamo, the AOT partitioners, ``split_module`` and unpickling of plain
-    modules, in this thread or asyncio task only. It does not reach code that calls
-    ``fx.GraphModule(...)`` by itself.
+    modules, in this thread, asyncio task or generator only.
 
     Args:
         should_use: ``True`` for lazy modules, ``False`` for plain ones even where torch would
             make its own lazy class.
+        everywhere: Also reach code that calls ``fx.GraphModule(...)`` by itself, as some 75 places
+            in torch do; subclasses of ``fx.GraphModule`` build what they are. Wraps
+            ``fx.GraphModule.__new__`` until :func:`remove_seam`.
 
     Raises:
-        TypeError: ``should_use`` is not a bool.
+        TypeError: ``should_use`` or ``everywhere`` is not a bool.
+        ValueError: ``everywhere=True`` with ``should_use=False``: a direct call builds a plain
+            module anyway.
         SeamError: On entering, if this release of torch cannot be reached.
 
     Example:
@@ -93,7 +122,16 @@ def use_lazy_graph_module(should_use: bool = True) -> _Setting:
         raise TypeError(
             f"use_lazy_graph_module(should_use) takes True or False, got {should_use!r}"
         )
-    return _Setting(lazy=should_use, skip=False)
+    if not isinstance(everywhere, bool):
+        raise TypeError(
+            f"use_lazy_graph_module(everywhere=...) takes True or False, got {everywhere!r}"
+        )
+    if everywhere and not should_use:
+        raise ValueError(
+            "use_lazy_graph_module(False, everywhere=True): a direct fx.GraphModule(...) is plain "
+            "anyway; leave everywhere out, or pass True first"
+        )
+    return _Setting(lazy=should_use, everywhere=everywhere)
 
 
 def force_skip_lazy_graph_module() -> _Setting:
@@ -109,9 +147,52 @@ def force_skip_lazy_graph_module() -> _Setting:
 
 def choose_class(torchs_choice: Callable[[], type[fx.GraphModule]]) -> type[fx.GraphModule]:
     """The class to build now, by the rule at the top of this module."""
-    entries = _in_force.get()
-    if not entries:
+    settings = _in_force()
+    if not settings:
         return torchs_choice()
-    if _torch_fx.torch_forbids_laziness() or any(entry.skip for entry in entries):
-        return fx.GraphModule
-    return LazyGraphModule if entries[-1].lazy else fx.GraphModule
+    return LazyGraphModule if _want_lazy(settings) else fx.GraphModule
+
+
+def class_for_direct_calls() -> type[fx.GraphModule] | None:
+    """What a direct ``fx.GraphModule(...)`` builds instead now; None for what it says."""
+    settings = _in_force()
+    if settings and settings[-1].everywhere and _want_lazy(settings):
+        return LazyGraphModule
+    return None
+
+
+def _want_lazy(settings: list[_Setting]) -> bool:
+    if _torch_fx.torch_forbids_laziness() or any(setting.skip for setting in settings):
+        return False
+    return settings[-1].lazy
+
+
+def _in_force() -> list[_Setting]:
+    """The settings of this context whose generators, if any, are running now; innermost last."""
+    entries = _entered.get()
+    if all(entry.generator is None for entry in entries):
+        return [entry.setting for entry in entries]
+    running = set()
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        running.add(frame)
+        frame = frame.f_back
+    return [e.setting for e in entries if e.generator is None or e.generator in running]
+
+
+def _enclosing_generator(frame: FrameType | None) -> FrameType | None:
+    """The generator that a block entered in ``frame`` belongs to, or None."""
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(_CONTEXT_MANAGERS) or frame.f_code.co_name in _ENTERING:
+            frame = frame.f_back
+        elif frame.f_code.co_flags & _GENERATOR:
+            driver = frame.f_back
+            if driver is None or not driver.f_globals.get("__name__", "").startswith(
+                _CONTEXT_MANAGERS
+            ):
+                return frame
+            frame = driver
+        else:
+            return None
+    return None

@@ -3,7 +3,9 @@
 While a module is *stale* its per-instance class holds non-data descriptors for ``forward`` and
 ``__call__``. Whoever looks at either one, from the instance or from the class, makes the code be
 generated and gets the real function, so no observer can tell a lazy module from a plain one. Once
-generated, both are ordinary functions on the class and cost nothing.
+generated, both are ordinary functions on the class and cost nothing. A module that is being
+verified keeps the descriptors while fresh: each look compares the graph with the one the code was
+made from (:mod:`lazyfx_core._verify`).
 
 ``_code``, ``_lineno_map`` and ``_prologue_start`` are instance attributes that torch reads
 directly; :class:`GeneratedField` makes reading a missing one an observation too. Being non-data
@@ -16,8 +18,8 @@ generation, sits behind a function marked as a trace-time constant that returns 
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from torch.fx.graph import PythonCode
@@ -34,48 +36,66 @@ One lock for all modules: ``Graph.python_code`` mutates nodes, and modules may s
 Reentrant: generating one module may observe another.
 """
 
+if hasattr(os, "register_at_fork"):
+    # A child forked while another thread generates would inherit a lock nobody can release.
+    os.register_at_fork(
+        before=GENERATION_LOCK.acquire,
+        after_in_parent=GENERATION_LOCK.release,
+        after_in_child=GENERATION_LOCK.release,
+    )
+
 
 @dynamo_constant
-def ensure_generated(module: LazyGraphModule) -> int:
-    """Generate the code of ``module`` if it is stale; 1 if that was needed, else 0."""
-    if not module.needs_recompile:
-        return 0
-    module.real_recompile()
-    return 1
+def ensure_generated(module: LazyGraphModule, cause: str) -> int:
+    """Generate the code of ``module`` if it is stale, verify it if that was asked for.
+
+    Returns:
+        1 if the real function has to be taken from the state, as the class keeps its descriptors;
+        0 if it is on the class.
+    """
+    state = type(module)._lazyfx
+    if state.stale:
+        module._generate(cause)
+        state = type(module)._lazyfx
+    elif state.verify:
+        module._verify()
+    return 1 if state.verify and not state.stale else 0
 
 
 class StaleForward:
     """Stands for ``forward`` on the class of a stale module."""
 
-    __slots__ = ("_module",)
+    __slots__ = ()
 
-    def __init__(self, module: LazyGraphModule) -> None:
-        self._module = weakref.ref(module)
-
-    def __get__(self, obj: LazyGraphModule | None, owner: type | None = None) -> Any:
+    def __get__(self, obj: LazyGraphModule | None, owner: Any = None) -> Any:
         if obj is None:
-            module = _alive(self._module, "forward")
-            ensure_generated(module)
+            module = _alive(owner, "forward")
+            if ensure_generated(module, "forward"):
+                return type(module)._lazyfx.generated.forward  # type: ignore[union-attr]
             return type(module).forward
-        ensure_generated(obj)
+        if ensure_generated(obj, "forward"):
+            return type(obj)._lazyfx.generated.forward.__get__(obj, owner)  # type: ignore[union-attr]
         return type(obj).forward.__get__(obj, owner)
 
 
 class StaleCall:
     """Stands for ``__call__`` on the class of a stale module."""
 
-    __slots__ = ("_module",)
+    __slots__ = ()
 
-    def __init__(self, module: LazyGraphModule) -> None:
-        self._module = weakref.ref(module)
-
-    def __get__(self, obj: LazyGraphModule | None, owner: type | None = None) -> Any:
+    def __get__(self, obj: LazyGraphModule | None, owner: Any = None) -> Any:
         if obj is None:
-            module = _alive(self._module, "__call__")
-            ensure_generated(module)
+            module = _alive(owner, "__call__")
+            if ensure_generated(module, "call"):
+                return type(module)._lazyfx.generated.call  # type: ignore[union-attr]
             return type(module).__call__
-        ensure_generated(obj)
+        if ensure_generated(obj, "call"):
+            return type(obj)._lazyfx.generated.call.__get__(obj, owner)  # type: ignore[union-attr]
         return type(obj).__call__.__get__(obj, owner)
+
+
+STALE_FORWARD = StaleForward()
+STALE_CALL = StaleCall()
 
 
 class GeneratedField:
@@ -88,7 +108,7 @@ class GeneratedField:
 
     def __get__(self, obj: LazyGraphModule | None, owner: type | None = None) -> Any:
         if obj is not None:
-            ensure_generated(obj)
+            ensure_generated(obj, "code")
             try:
                 return vars(obj)[self._name]
             except KeyError:
@@ -124,7 +144,7 @@ class _PendingField:
     def __get__(self, obj: LazyPythonCode | None, owner: type | None = None) -> Any:
         module = None if obj is None else vars(obj).get("_lazyfx_module")
         if module is not None:
-            ensure_generated(module)
+            ensure_generated(module, "python_code")
         if obj is not None and self._name in vars(obj):
             return vars(obj)[self._name]
         raise AttributeError(f"{self._name!r} is not filled in")
@@ -134,8 +154,9 @@ for _field in dataclasses.fields(PythonCode):
     setattr(LazyPythonCode, _field.name, _PendingField(_field.name))
 
 
-def _alive(reference: weakref.ref[LazyGraphModule], name: str) -> LazyGraphModule:
-    module = reference()
+def _alive(owner: Any, name: str) -> LazyGraphModule:
+    reference = owner._lazyfx.owner
+    module: LazyGraphModule | None = None if reference is None else reference()
     if module is None:
         raise AttributeError(
             f"{name!r} cannot be generated: the graph module this class was made for is gone"

@@ -5,9 +5,11 @@ marks it stale; the next *observation* (``forward``, a call, ``code``, ``str()``
 script, a pickle) generates, once. See :mod:`lazyfx_core._forward` for how observers are caught.
 
 Where the state lives: torch hashes a module's ``__dict__`` for its compile caches, so nothing of
-ours is in there. ``fx.GraphModule`` gives each instance a class of its own; that class holds the
-flag ``_lazyfx_stale`` and, while stale, the two descriptors. Something may subclass that class
-later (``torch.nn.utils.parametrize`` does), therefore marking touches every per-instance class.
+ours is in there. ``fx.GraphModule`` gives each instance a class of its own; that class holds a
+``State`` and, while stale, the two descriptors (:mod:`lazyfx_core._instance_class`).
+
+A look at a module whose graph turns out to be the very one its code was made from brings that code
+back instead of generating it again (:mod:`lazyfx_core._snapshot`).
 
 Generation itself is always the stock ``fx.GraphModule.recompile``: its text differs between torch
 releases and is never re-implemented here.
@@ -16,24 +18,34 @@ releases and is never re-implemented here.
 from __future__ import annotations
 
 import copy
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import fx, nn
+from torch.fx.graph import CodeGen
 
-from . import _package, _pickle
-from ._forward import GENERATION_LOCK, GeneratedField, LazyPythonCode, StaleCall, StaleForward
+from . import _codegen_stats, _construct, _package, _pickle, _verify
+from ._forward import (
+    GENERATION_LOCK,
+    STALE_CALL,
+    STALE_FORWARD,
+    GeneratedField,
+    LazyPythonCode,
+)
+from ._instance_class import ClassPool, Generated, State, own_classes, own_state, user_class
+from ._snapshot import is_unchanged, take_snapshot
 from ._structure import check_graph, check_targets_exist, describe
-from ._torch_fx import GENERATED_FIELDS, pytree_specs, torch_reduction
+from ._torch_fx import GENERATED_FIELDS, torch_reduction
+from ._torch_graph import node_count, pytree_specs
+from ._torch_sources import release_with
 from .errors import CodeGenerationError, InvalidGraphError, NotAGraphModuleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch.fx.graph import PythonCode
     from torch.package import PackageExporter
-
-_IMPL = "GraphModuleImpl"
 
 
 class LazyGraphModule(fx.GraphModule):
@@ -48,6 +60,9 @@ class LazyGraphModule(fx.GraphModule):
             graph refers to is taken. Shared, not copied.
         graph: The graph. Owned from now on: ``graph.owning_module`` becomes this module.
         class_name: Shown in error messages and ``repr``.
+        verify: Compare the graph with the code at every call and every look at ``forward``, and
+            raise :class:`StaleGraphError` if it was edited without :meth:`recompile`. Costs a pass
+            over the nodes per call; see also :func:`verify_graphs`. Copies are verified too.
 
     Raises:
         NotAGraphModuleError: ``root`` or ``graph`` is of the wrong kind.
@@ -82,8 +97,7 @@ class LazyGraphModule(fx.GraphModule):
         "needs_recompile",
     ]
 
-    _lazyfx_stale: ClassVar[bool] = False
-    _lazyfx_pending: ClassVar[weakref.ref[LazyPythonCode] | None] = None
+    _lazyfx: ClassVar[State]
 
     if not TYPE_CHECKING:
         # Declared for the interpreter only: they are the same attributes fx.GraphModule has.
@@ -91,11 +105,21 @@ class LazyGraphModule(fx.GraphModule):
         _lineno_map = GeneratedField("_lineno_map")
         _prologue_start = GeneratedField("_prologue_start")
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """An instance with a class of its own, stale, that is not built yet."""
+        base = cls if cls is LazyGraphModule else user_class(cls)
+        own = _classes.take(base)
+        self = super(fx.GraphModule, base).__new__(own)
+        own._lazyfx.owner = weakref.ref(self)
+        return self  # type: ignore[return-value]  # own is a subclass of base
+
     def __init__(
         self,
         root: nn.Module | Mapping[str, Any],
         graph: fx.Graph,
         class_name: str = "GraphModule",
+        *,
+        verify: bool = False,
     ) -> None:
         if not isinstance(root, (nn.Module, dict)):
             raise NotAGraphModuleError(
@@ -108,100 +132,163 @@ class LazyGraphModule(fx.GraphModule):
                 f"LazyGraphModule(graph=...) takes a torch.fx.Graph, got {describe(graph)}; {hint}"
             )
         try:
-            super().__init__(root, graph, class_name)
-        except (AttributeError, RuntimeError):
+            if not _construct.build(self, root, graph, class_name):
+                super().__init__(root, graph, class_name)
+            elif (
+                _codegen_stats.collecting
+                or self.__dict__["_modules"]
+                or type(graph._codegen) is not CodeGen
+                or type(self).recompile is not LazyGraphModule.recompile
+            ):
+                self.recompile()  # otherwise there is nothing to mark: it was born stale
+        except (AttributeError, KeyError, RuntimeError):
             check_targets_exist(root, graph)  # says it better, if that is what went wrong
             raise
+        if verify or _verify.asked_for():
+            type(self)._lazyfx.verify = True
+
+    def __del__(self, _give_back: Any = None) -> None:
+        _give_back(type(self))
 
     # --- laziness ---------------------------------------------------------------------------
 
     @property
     def needs_recompile(self) -> bool:
         """Whether the module is stale. Looking at this does not generate anything."""
-        return type(self)._lazyfx_stale
+        return type(self)._lazyfx.stale
 
     def _needs_recompile(self) -> bool:
         """:attr:`needs_recompile` under the name that torch's private class uses."""
-        return type(self)._lazyfx_stale
+        return type(self)._lazyfx.stale
 
     def recompile(self) -> PythonCode:
         """Mark the module stale, in time that does not depend on the size of the graph.
 
         Submodules that are graph modules are recompiled too, as ``fx.GraphModule`` does; lazy
-        ones are only marked.
+        ones are only marked. If the graph turns out not to have changed, the next look brings the
+        code back that was there before.
 
         Returns:
             A ``PythonCode`` whose fields are generated when read.
         """
+        if _codegen_stats.collecting:
+            _codegen_stats.asked()
+        held = self.__dict__
         with GENERATION_LOCK:
-            for child in self._modules.values():
-                if isinstance(child, fx.GraphModule):
-                    child.recompile()
-            specs = pytree_specs(self._graph)
-            if specs is not None:
-                self._in_spec, self._out_spec = specs
+            if held["_modules"]:
+                for child in held["_modules"].values():
+                    if isinstance(child, fx.GraphModule):
+                        child.recompile()
+            graph = held["_graph"]
+            if type(graph._codegen) is not CodeGen:
+                specs = pytree_specs(graph)
+                if specs is not None:
+                    self._in_spec, self._out_spec = specs
             return self._mark_stale()
 
     def real_recompile(self) -> None:
         """Generate the code now if the module is stale; otherwise do nothing."""
-        with GENERATION_LOCK:
-            if type(self)._lazyfx_stale:
-                self._real_recompile()
+        self._generate("real_recompile")
 
     def _real_recompile(self) -> PythonCode:
-        """Generate the code now, stale or not, and return it (torch's private protocol)."""
+        """Make the code fit the graph now, stale or not, and return it (torch's protocol)."""
+        return self._bring_up_to_date("real_recompile")
+
+    def _generate(self, cause: str) -> None:
+        with GENERATION_LOCK:
+            if type(self)._lazyfx.stale:
+                self._bring_up_to_date(cause)
+
+    def _verify(self) -> None:
+        _verify.check(self)
+
+    def _bring_up_to_date(self, cause: str) -> PythonCode:
         with GENERATION_LOCK:
             cls = type(self)
-            by_hand = None
-            if cls._lazyfx_stale:
-                # Whatever replaced our descriptor was set by a user after recompile(): it stays.
-                by_hand = next(
-                    (
-                        vars(c)["forward"]
-                        for c in _own_classes(cls)
-                        if not isinstance(vars(c).get("forward"), (StaleForward, type(None)))
-                    ),
-                    None,
-                )
-            try:
-                check_graph(self._graph)
-                for owned in _own_classes(cls):
-                    # torch wraps a __call__ that it finds here: ours would recurse.
-                    if isinstance(vars(owned).get("__call__"), StaleCall):
-                        del owned.__call__
-                code = super().recompile()
-            except BaseException as error:
-                self._mark_stale()
-                if by_hand is not None:
-                    cls.forward = by_hand
-                if isinstance(error, InvalidGraphError) or not isinstance(error, Exception):
-                    raise
-                raise CodeGenerationError(
-                    f"torch could not generate code for {cls.__name__!r}: "
-                    f"{type(error).__name__}: {error}; the module stays stale: mend its graph and "
-                    "look again (gm.graph.lint() and print(gm.graph) may help)"
-                ) from error
+            state = own_state(cls)
+            # Whatever replaced our descriptor was set by a user after recompile(): it stays.
+            by_hand = _forward_set_by_hand(cls) if state.stale else None
+            for owned in own_classes(cls):
+                # The real __call__ asks the class above, and torch wraps one that it finds here:
+                # ours would recurse.
+                if vars(owned).get("__call__") is STALE_CALL:
+                    del owned.__call__
+            old = state.generated
+            if old is not None and is_unchanged(old.snapshot, self._graph):
+                if _codegen_stats.collecting and state.stale:
+                    _codegen_stats.unchanged()
+                new = old
+            else:
+                new = self._generate_anew(cls, by_hand, cause)
+            state.generated = new
+            self.__dict__.update(new.fields)
+            cls.__call__ = STALE_CALL if state.verify else new.call  # type: ignore[assignment]
+            if by_hand is None:
+                cls.forward = STALE_FORWARD if state.verify else new.forward  # type: ignore[assignment]
+            else:
+                cls.forward = by_hand
+            state.stale = False
+            pending = None if state.pending is None else state.pending()
+            if pending is not None:
+                pending.fill(new.code)
+            state.pending = None
+            return new.code
+
+    def _generate_anew(self, cls: type[Self], by_hand: Any, cause: str) -> Generated:
+        """Let torch generate, and take what it made. On any error the module is stale."""
+        start = time.perf_counter() if _codegen_stats.collecting else None
+        try:
+            check_graph(self._graph)
+            code = super().recompile()
+            held = vars(cls)
+            generated = Generated(
+                take_snapshot(self._graph),
+                code,
+                {name: vars(self)[name] for name in GENERATED_FIELDS if name in vars(self)},
+                held["forward"],
+                held["__call__"],
+            )
+        except BaseException as error:
+            self._mark_stale()
             if by_hand is not None:
                 cls.forward = by_hand
-            cls._lazyfx_stale = False
-            pending = _pending_code(cls)
-            if pending is not None:
-                pending.fill(code)
-            cls._lazyfx_pending = None
-            return code
+            if isinstance(error, InvalidGraphError) or not isinstance(error, Exception):
+                raise
+            raise CodeGenerationError(
+                f"torch could not generate code for {cls.__name__!r}: "
+                f"{type(error).__name__}: {error}; the module stays stale: mend its graph and "
+                "look again (gm.graph.lint() and print(gm.graph) may help)"
+            ) from error
+        release_with(generated.forward.__code__)
+        if start is not None:
+            _codegen_stats.generated(cause, time.perf_counter() - start)
+        return generated
 
     def _mark_stale(self) -> PythonCode:
         cls = type(self)
-        for name in GENERATED_FIELDS:
-            self.__dict__.pop(name, None)  # stale values must not be readable
-        for owned in _own_classes(cls):
-            owned.forward = StaleForward(self)  # type: ignore[assignment]
-            owned.__call__ = StaleCall(self)  # type: ignore[assignment]
-            owned._lazyfx_stale = True
-        pending = _pending_code(cls)
+        state = cls._lazyfx
+        if cls.__base__ is not LazyGraphModule:
+            for owned in own_classes(cls):
+                own_state(owned).stale = True
+                owned.forward, owned.__call__ = STALE_FORWARD, STALE_CALL  # type: ignore[assignment]
+            state = cls._lazyfx
+        held = self.__dict__
+        if not state.stale or "_code" in held:
+            state.stale = True
+            for name in GENERATED_FIELDS:
+                held.pop(name, None)  # stale values must not be readable
+        attributes = cls.__dict__
+        if attributes.get("forward") is not STALE_FORWARD:
+            cls.forward = STALE_FORWARD  # type: ignore[assignment]
+        if attributes.get("__call__") is not STALE_CALL:
+            cls.__call__ = STALE_CALL  # type: ignore[assignment]
+        old = state.generated
+        if old is not None and not state.verify and node_count(held["_graph"]) != old.nodes:
+            state.generated = None  # lets go of code, source and erased nodes
+        pending = None if state.pending is None else state.pending()
         if pending is None:
             pending = LazyPythonCode(self)
-            cls._lazyfx_pending = weakref.ref(pending)
+            state.pending = weakref.ref(pending)
         return pending
 
     def _recompile_submodules(self) -> list[tuple[str, PythonCode]]:
@@ -259,18 +346,25 @@ class LazyGraphModule(fx.GraphModule):
     def __copy__(self) -> Self:
         """A module over the same graph and the same state, of the same class, and stale."""
         new = type(self).__new__(type(self))
-        fx.GraphModule.__init__(new, self, self.graph, type(self).__name__)
+        LazyGraphModule.__init__(new, self, self.graph, type(self).__name__)
         new.meta = self.meta
+        type(new)._lazyfx.verify = type(self)._lazyfx.verify
         return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """What ``fx.GraphModule`` copies, of the same class and class name, and stale."""
+        _construct.prepare_deepcopy(self, memo)
         new = super().__deepcopy__(memo)
         type(new).__name__ = type(self).__name__
+        type(new)._lazyfx.verify = type(self)._lazyfx.verify  # type: ignore[attr-defined]
         return new  # type: ignore[return-value]  # torch makes it with type(self).__new__
+
+    def _deepcopy_init(self) -> Any:
+        return LazyGraphModule.__init__
 
     def __getstate__(self) -> dict[str, Any]:
         """The instance dictionary with generated fields, for torch's ``GraphPickler``."""
-        self.real_recompile()
+        self._generate("pickle")
         return self.__dict__.copy()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -279,7 +373,7 @@ class LazyGraphModule(fx.GraphModule):
         Loading it re-traces generated source. Pickles of a lazy module do not go this way:
         ``pickle`` asks :meth:`__reduce_ex__` first.
         """
-        code = self._real_recompile()
+        code = self._bring_up_to_date("pickle")
         body = self.__dict__.copy()
         del body["_graph"]
         return torch_reduction(body, code)
@@ -315,19 +409,14 @@ def require_graph_module(value: object, where: str) -> None:
     )
 
 
-def user_class(cls: type[fx.GraphModule]) -> type[fx.GraphModule]:
-    """The class a person wrote, below the per-instance classes that torch puts on top."""
-    return next(c for c in cls.__mro__ if c.__qualname__.rpartition(".")[2] != _IMPL)
+def _forward_set_by_hand(cls: type[LazyGraphModule]) -> Any:
+    """What a user put where the descriptor of a stale module was, or None."""
+    for owned in own_classes(cls):
+        forward = vars(owned).get("forward")
+        if forward is not None and forward is not STALE_FORWARD:
+            return forward
+    return None
 
 
-def _pending_code(cls: type[LazyGraphModule]) -> LazyPythonCode | None:
-    """What the last ``recompile()`` returned, if somebody still holds it unread."""
-    return None if cls._lazyfx_pending is None else cls._lazyfx_pending()
-
-
-def _own_classes(cls: type[LazyGraphModule]) -> Iterator[type[LazyGraphModule]]:
-    """The classes that belong to one instance: torch's, and whatever subclasses it later."""
-    for candidate in cls.__mro__:
-        yield candidate
-        if candidate.__qualname__.rpartition(".")[2] == _IMPL:
-            return
+_classes = ClassPool(LazyGraphModule, STALE_FORWARD, STALE_CALL)
+LazyGraphModule.__del__.__defaults__ = (_classes.give_back,)  # outlives this module's globals

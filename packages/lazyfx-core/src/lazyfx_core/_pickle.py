@@ -28,7 +28,7 @@ def module_state(
     gm: LazyGraphModule,
 ) -> tuple[type[LazyGraphModule], str, dict[str, Any], StoredGraph]:
     """Class, class name, attributes and stored graph of ``gm``: all that a pickle holds."""
-    from ._graph_module import user_class
+    from ._instance_class import user_class
 
     attributes = {
         name: value

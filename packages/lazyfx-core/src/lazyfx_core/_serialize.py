@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from ._torch_fx import find_operator, graph_parts, operator_name
+from ._torch_graph import find_operator, graph_parts, operator_name
 from .errors import SerializationError
 
 if TYPE_CHECKING:

@@ -1,9 +1,12 @@
-"""The seam to ``torch.fx``: every private name of torch that lazyfx-core touches.
+"""The seam to ``torch.fx``: what lazyfx-core patches, and the privates of ``GraphModule`` it uses.
 
-One function of torch decides which class ``symbolic_trace``, ``make_fx``, ``Transformer``, Dynamo,
-the AOT partitioners, ``split_module`` and unpickling build:
-``torch.fx._lazy_graph_module._get_graph_module_cls``. :func:`install` puts a chooser in its place
-and :func:`remove` puts the very same object back. Nothing is patched at import.
+Two patches, each installed on first use and removed exactly (the very same object goes back):
+
+- **The factory.** One function of torch decides which class ``symbolic_trace``, ``make_fx``,
+  ``Transformer``, Dynamo, the AOT partitioners, ``split_module`` and unpickling build:
+  ``torch.fx._lazy_graph_module._get_graph_module_cls``. A chooser stands in its place.
+- **The constructor** (wide). Code that calls ``fx.GraphModule(...)`` itself goes through
+  ``fx.GraphModule.__new__``; some 75 places in torch do.
 
 =================================================  =========================================
 private name                                       used for
@@ -11,11 +14,11 @@ private name                                       used for
 ``_lazy_graph_module._get_graph_module_cls``       replaced while installed
 ``_lazy_graph_module._make_graph_module``          checked: must look the former up by name
 ``_lazy_graph_module._force_skip_…_flag``          read: torch's own "never lazy" wins
+``GraphModule.__new__``                            replaced while the wide seam is installed
 ``graph_module.reduce_graph_module``               first half of ``__reduce__``
 ``graph_module._format_import_block``              second half of ``__reduce__``
-``graph._PyTreeCodeGen`` / ``Graph._codegen``      pytree specs at marking time; storing
-``Graph._tracer_cls`` / ``_tracer_extras``         storing
-``_ops.OpOverload``, packets, higher-order ops     storing operators by name
+``graph_module._copy_attr`` / ``_assign_attr``     building a module from its root
+``graph_module._CodeOnlyModule``                   what torch's deepcopy and unpickling pass
 ``fn._dynamo_marked_constant``                     lets Dynamo evaluate a call while tracing
 =================================================  =========================================
 
@@ -30,19 +33,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.fx._lazy_graph_module as _torch_lazy
-from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
-from torch.fx.graph import CodeGen, _PyTreeCodeGen
-from torch.fx.graph_module import _format_import_block, reduce_graph_module
+from torch import fx
+from torch.fx.graph_module import (
+    _assign_attr,
+    _CodeOnlyModule,
+    _copy_attr,
+    _format_import_block,
+    reduce_graph_module,
+)
 from torch.package import sys_importer
 
 from .errors import SeamError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from torch import fx
+    from torch import nn
 
     ChooseClass = Callable[[Callable[[], type[fx.GraphModule]]], type[fx.GraphModule]]
+    ReplaceClass = Callable[[], type[fx.GraphModule] | None]
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -53,6 +62,8 @@ _TARGET = "_get_graph_module_cls"
 _lock = threading.Lock()
 _original: Callable[[], type[fx.GraphModule]] | None = None
 _replacement: Callable[[], type[fx.GraphModule]] | None = None
+_original_new: Any = None
+_replacement_new: Any = None
 
 
 def install(choose: ChooseClass) -> None:
@@ -89,25 +100,68 @@ def install(choose: ChooseClass) -> None:
         _original, _replacement = kept, get_graph_module_cls
 
 
-def remove() -> None:
-    """Put torch's own function back, the very same object. Does nothing if not installed.
+def install_wide(replace: ReplaceClass) -> None:
+    """Let ``replace()`` say what a direct ``fx.GraphModule(...)`` builds instead, or None.
+
+    Subclasses build what they are. Idempotent and thread-safe.
 
     Raises:
-        SeamError: Somebody else has replaced the function after us; putting the original back
-            would silently undo their patch.
+        SeamError: ``fx.GraphModule`` of this release has no ``__new__`` that makes a class for
+            each instance; nothing was patched.
     """
-    global _original, _replacement
+    global _original_new, _replacement_new
+    if _replacement_new is not None:
+        return
     with _lock:
-        if _replacement is None:
+        if _replacement_new is not None:
             return
+        kept = vars(fx.GraphModule).get("__new__")
+        make = getattr(kept, "__func__", None)
+        if make is None or "__mro__" not in _names_used_by(make):
+            raise SeamError(
+                f"torch {torch.__version__} has no GraphModule.__new__ that makes a class for each "
+                "instance, so use_lazy_graph_module(everywhere=True) cannot reach direct calls of "
+                "fx.GraphModule; leave everywhere out"
+            )
+
+        def new(cls: type[fx.GraphModule], *args: Any, **kwargs: Any) -> Any:
+            if cls is fx.GraphModule:
+                other = replace()
+                if other is not None:
+                    return other.__new__(other)
+            return make(cls, *args, **kwargs)
+
+        _original_new, _replacement_new = kept, staticmethod(new)
+        fx.GraphModule.__new__ = _replacement_new  # type: ignore[method-assign]
+
+
+def remove() -> None:
+    """Put torch's own functions back, the very same objects. Does nothing if not installed.
+
+    Raises:
+        SeamError: Somebody else has replaced one of the functions after us; putting the original
+            back would silently undo their patch. Nothing was removed.
+    """
+    global _original, _replacement, _original_new, _replacement_new
+    with _lock:
         current = getattr(_torch_lazy, _TARGET, None)
-        if current is not _replacement:
+        if _replacement is not None and current is not _replacement:
             raise SeamError(
                 f"{_torch_lazy.__name__}.{_TARGET} is now {current!r}, not what lazyfx-core "
                 "installed; remove the later patch first, then call remove_seam() again"
             )
-        setattr(_torch_lazy, _TARGET, _original)
-        _original = _replacement = None
+        current = vars(fx.GraphModule).get("__new__")
+        if _replacement_new is not None and current is not _replacement_new:
+            raise SeamError(
+                f"torch.fx.GraphModule.__new__ is now {current!r}, not what lazyfx-core "
+                "installed; remove the later patch first, then call remove_seam() again"
+            )
+        if _replacement is not None:
+            setattr(_torch_lazy, _TARGET, _original)
+            _original = _replacement = None
+        if _replacement_new is not None:
+            fx.GraphModule.__new__ = _original_new  # type: ignore[method-assign]
+            _original_new = _replacement_new = None
 
 
 def installed() -> bool:
@@ -128,12 +182,32 @@ def torch_forbids_laziness() -> bool:
     return bool(getattr(_torch_lazy, "_force_skip_lazy_graph_module_flag", False))
 
 
-def pytree_specs(graph: fx.Graph) -> tuple[Any, Any] | None:
-    """The input and output tree specs of a graph with pytree code generation, else None."""
-    codegen = graph._codegen
-    if isinstance(codegen, _PyTreeCodeGen):
-        return codegen.pytree_info.in_spec, codegen.pytree_info.out_spec
-    return None
+def plain_graph_module(root: Any, graph: fx.Graph) -> fx.GraphModule:
+    """An ``fx.GraphModule`` and nothing else, whatever is installed."""
+    make: Any = fx.GraphModule.__new__ if _original_new is None else _original_new.__func__
+    gm: fx.GraphModule = make(fx.GraphModule)
+    fx.GraphModule.__init__(gm, root, graph)
+    return gm
+
+
+def copy_attributes(
+    module: fx.GraphModule, root: nn.Module | Mapping[str, Any], targets: list[str]
+) -> None:
+    """Give ``module`` what ``targets`` name in ``root``, the way torch's constructor does.
+
+    Raises:
+        AttributeError, KeyError: ``root`` has no such attribute.
+    """
+    if isinstance(root, torch.nn.Module):
+        if isinstance(root, _CodeOnlyModule):
+            for group in (root.named_children, root.named_buffers, root.named_parameters):
+                for name, _ in group():
+                    _copy_attr(root, module, name)
+        for target in targets:
+            _copy_attr(root, module, target)
+        return
+    for target in sorted(targets, key=lambda name: name.count(".")):
+        _assign_attr(root[target], module, target)  # parents first: they would replace children
 
 
 def torch_reduction(body: dict[str, Any], code: fx.graph.PythonCode) -> tuple[Any, tuple[Any, str]]:
@@ -141,52 +215,10 @@ def torch_reduction(body: dict[str, Any], code: fx.graph.PythonCode) -> tuple[An
     return (reduce_graph_module, (body, _format_import_block(code.globals, sys_importer)))
 
 
-def graph_parts(graph: fx.Graph) -> tuple[CodeGen, type[fx.Tracer] | None, dict[str, Any] | None]:
-    """Code generator, tracer class and tracer extras: what a graph holds besides its nodes.
-
-    A tracer class that lives inside a function cannot be found again by name and is left out, as
-    ``fx.GraphModule`` leaves it out.
-    """
-    tracer_cls = graph._tracer_cls
-    if tracer_cls is not None and "<locals>" in tracer_cls.__qualname__:
-        tracer_cls = None
-    return graph._codegen, tracer_cls, graph._tracer_extras
-
-
 def dynamo_constant(function: _F) -> _F:
     """Let Dynamo run ``function`` while tracing and take its result as a constant."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
-
-
-def operator_name(value: object) -> tuple[str, str] | None:
-    """``(kind, qualified name)`` of an operator of torch's registries, else None."""
-    if isinstance(value, OpOverload):
-        return (
-            "overload",
-            f"{value.namespace}.{value._schema.name.partition('::')[2]}.{value._overloadname}",
-        )
-    if isinstance(value, OpOverloadPacket):
-        return "packet", value._qualified_op_name.replace("::", ".")
-    if isinstance(value, HigherOrderOperator):
-        return "higher_order", f"{value.namespace}.{value._name}"
-    return None
-
-
-def find_operator(kind: str, name: str) -> Any | None:
-    """The operator that :func:`operator_name` named, or None if this torch does not have it."""
-    found: Any = torch.ops
-    for atom in name.split("."):
-        try:
-            found = getattr(found, atom)
-        except AttributeError:
-            return None
-    expected = {
-        "overload": OpOverload,
-        "packet": OpOverloadPacket,
-        "higher_order": HigherOrderOperator,
-    }
-    return found if isinstance(found, expected[kind]) else None
 
 
 def _names_used_by(function: object) -> tuple[str, ...]:

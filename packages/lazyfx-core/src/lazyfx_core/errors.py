@@ -6,6 +6,8 @@
     ├── NotAGraphModuleError (TypeError)       an argument is not what the function takes
     ├── InvalidGraphError (ValueError)         the graph cannot be run; names the node
     ├── CodeGenerationError (RuntimeError)     torch could not turn the graph into code
+    ├── StaleGraphError (RuntimeError)         a graph was edited and nobody said so
+    ├── TooManyRecompilesError (AssertionError)  more code generations than a test allows
     ├── SerializationError (ValueError)        a module cannot be stored or read back
     ├── SeamError (RuntimeError)               a torch release moved something we rely on
     └── MissingDependencyError (ImportError)   an optional package or program is absent
@@ -25,6 +27,8 @@ __all__ = [
     "NotAGraphModuleError",
     "SeamError",
     "SerializationError",
+    "StaleGraphError",
+    "TooManyRecompilesError",
 ]
 
 
@@ -50,6 +54,17 @@ class CodeGenerationError(LazyFxError, RuntimeError):
     Never an ``AttributeError``: ``nn.Module.__getattr__`` would swallow it and report that the
     module has no ``forward``.
     """
+
+
+class StaleGraphError(LazyFxError, RuntimeError):
+    """A verified module was used after its graph was edited without ``recompile()``.
+
+    The message names the node that differs, the field, and both values.
+    """
+
+
+class TooManyRecompilesError(LazyFxError, AssertionError):
+    """Code was generated more often than ``assert_max_recompiles`` allows; holds the report."""
 
 
 class SerializationError(LazyFxError, ValueError):

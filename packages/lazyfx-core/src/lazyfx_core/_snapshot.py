@@ -1,0 +1,188 @@
+"""A graph's identity at one moment: enough to tell that it did not change, or what did.
+
+Generated code depends on op, target, arguments, name and type of every node, on their order, and
+on the code generator. fx replaces these objects when a graph is edited and never changes them in
+place (arguments are immutable containers), so comparing identities is exact: the same objects in
+the same order make the same code. It costs about a fiftieth of generating.
+
+The converse does not hold, ``node.args = tuple(node.args)`` makes new objects of equal value.
+:func:`describe_change` compares values and names the node.
+
+Not every argument prints the same for ever: the text of a ``SymInt`` changes when its symbol is
+specialised. A snapshot of a graph that holds anything but plain constants is not *exact*, and
+code is generated again. So is code that depends on what is outside the graph (a code generator of
+the user's own, profiling metadata).
+"""
+
+from __future__ import annotations
+
+import enum
+import operator
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from ._torch_graph import codegen_fingerprint, node_count, operator_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FIELDS = ("op", "target", "args", "kwargs", "name", "type", "_repr_fn")
+_row = operator.attrgetter("op", "target", "_args", "_kwargs", "name", "type", "_repr_fn")
+_CONSTANTS = frozenset(
+    (
+        *(fx.Node, int, float, bool, complex, str, bytes, type(None), type(Ellipsis), range),
+        *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What a graph was made of. Holds the arguments (hence nodes), not copies of them."""
+
+    nodes: int
+    rows: list[object]
+    codegen: tuple[object, ...]
+    exact: bool
+
+
+def take_snapshot(graph: fx.Graph) -> Snapshot:
+    """Remember ``graph`` as it is now. Reads only; one pass."""
+    codegen = codegen_fingerprint(graph)
+    return Snapshot(
+        nodes=node_count(graph),
+        rows=_rows(graph),
+        codegen=codegen or (),
+        exact=codegen is not None and _prints_the_same_for_ever(graph),
+    )
+
+
+def is_unchanged(snapshot: Snapshot, graph: fx.Graph) -> bool:
+    """Whether ``graph`` still makes the very code it made when ``snapshot`` was taken.
+
+    False only means that it may not.
+    """
+    if not snapshot.exact:
+        return False
+    codegen = codegen_fingerprint(graph)
+    return (
+        codegen is not None
+        and _same_objects(snapshot.codegen, codegen)
+        and node_count(graph) == snapshot.nodes
+        and _same_objects(snapshot.rows, _rows(graph))
+    )
+
+
+def describe_change(snapshot: Snapshot, graph: fx.Graph) -> str | None:
+    """What is different in ``graph`` since ``snapshot``, for a person; None if nothing is.
+
+    Returns:
+        A clause that names the first node that differs, its field, and both values.
+    """
+    now = _rows(graph)
+    before = snapshot.rows
+    if len(now) == len(before) and _same_objects(before, now):
+        return _codegen_change(snapshot, graph)
+    old_names, new_names = before[_NAME::_WIDTH], now[_NAME::_WIDTH]
+    if len(old_names) != len(new_names) or set(old_names) != set(new_names):
+        added = [name for name in new_names if name not in set(old_names)]
+        removed = [name for name in old_names if name not in set(new_names)]
+        parts = [
+            f"{verb} {', '.join(repr(name) for name in names[:3])}"
+            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            for verb, names in (("added", added), ("erased", removed))
+            if names
+        ]
+        return f"nodes were {' and '.join(parts)}" if parts else "nodes were added or erased"
+    if old_names != new_names:
+        moved = next(n for o, n in zip(old_names, new_names, strict=True) if o != n)
+        return f"the order of the nodes changed at {moved!r}"
+    for start in range(0, len(now), _WIDTH):
+        for field, old, new in zip(
+            _FIELDS, before[start : start + _WIDTH - 1], now[start:], strict=False
+        ):
+            if not _equal(old, new):
+                name = now[start + _NAME]
+                label = "how it prints" if field == "_repr_fn" else field
+                return f"node {name!r} ({now[start]}): {label} was {_show(old)}, is {_show(new)}"
+        if before[start + _WIDTH - 1] is not now[start + _WIDTH - 1]:
+            return f"node {now[start + _NAME]!r}: meta['is_wrapped'] changed"
+    return _codegen_change(snapshot, graph)
+
+
+_WIDTH = len(_FIELDS) + 1
+_NAME = _FIELDS.index("name")
+
+
+def _rows(graph: fx.Graph) -> list[object]:
+    """All that makes code, flat: ``_WIDTH`` objects for each node."""
+    rows: list[object] = []
+    extend, append = rows.extend, rows.append
+    for node in graph.nodes:
+        extend(_row(node))
+        append(node.meta.get("is_wrapped"))
+    return rows
+
+
+def _same_objects(left: Any, right: Any) -> bool:
+    return len(left) == len(right) and all(map(operator.is_, left, right))
+
+
+def _codegen_change(snapshot: Snapshot, graph: fx.Graph) -> str | None:
+    now = codegen_fingerprint(graph)
+    if now is None or _same_objects(snapshot.codegen, now):
+        return None
+    return "its code generator was replaced or changed"
+
+
+def _prints_the_same_for_ever(graph: fx.Graph) -> bool:
+    return all(
+        type(value) in _CONSTANTS or _is_constant(value)
+        for node in graph.nodes
+        for value in chain(node._args, node._kwargs.values())
+    )
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) in _CONSTANTS:
+        return True
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_constant, value))
+    if isinstance(value, dict):
+        return all(map(_is_constant, value.values())) and all(map(_is_constant, value))
+    if isinstance(value, (type, enum.Enum)):
+        return True
+    if isinstance(value, slice):
+        return all(map(_is_constant, (value.start, value.stop, value.step)))
+    return operator_name(value) is not None
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if left is right:
+        return True
+    if type(left) is not type(right) or isinstance(left, fx.Node):
+        return False
+    if isinstance(left, (tuple, list)):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(_equal(left[key], right[key]) for key in left)
+    if isinstance(left, slice):
+        return all(map(_equal, _ends(left), _ends(right)))
+    if type(left) in _CONSTANTS:
+        return bool(left == right) or (left != left and right != right)
+    return False
+
+
+def _ends(value: slice) -> Iterator[Any]:
+    return iter((value.start, value.stop, value.step))
+
+
+def _show(value: object) -> str:
+    if callable(value) and not isinstance(value, type):
+        return getattr(value, "__name__", None) or repr(value)
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
