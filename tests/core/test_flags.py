@@ -1,6 +1,7 @@
 """Which class is built where: use, skip, threads, tasks, blocks that end in any order."""
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 
@@ -128,3 +129,176 @@ def test_a_setting_can_be_left_in_another_context_than_it_was_entered_in():
 def test_only_true_and_false_are_taken(wrong):
     with pytest.raises(TypeError, match=r"should_use.*True or False"):
         use_lazy_graph_module(wrong)
+
+
+# --- generators -----------------------------------------------------------------------------------
+
+
+def now():
+    return get_graph_module_cls()
+
+
+def test_a_suspended_generator_does_not_show_its_setting_to_its_caller():
+    def steps():
+        with use_lazy_graph_module(True):
+            yield now()
+            yield now()
+        yield now()
+
+    generator = steps()
+    assert next(generator) is LazyGraphModule
+    assert now() is fx.GraphModule
+    assert next(generator) is LazyGraphModule
+    assert now() is fx.GraphModule
+    assert next(generator) is fx.GraphModule
+    assert [cls for cls in steps() if now() is fx.GraphModule] == [
+        LazyGraphModule,
+        LazyGraphModule,
+        fx.GraphModule,
+    ]
+
+
+def test_the_reference_leaks_out_of_a_generator():
+    def steps():
+        with torchs._use_lazy_graph_module(True):
+            yield
+
+    generator = steps()
+    next(generator)
+    assert torchs._get_graph_module_cls() is torchs._LazyGraphModule
+    generator.close()
+
+
+def test_what_a_running_generator_calls_sees_its_setting():
+    def trace():
+        return fx.symbolic_trace(lambda x: torch.sin(x))
+
+    def steps():
+        with use_lazy_graph_module(True):
+            yield trace()
+            yield from ([trace()] for _ in range(1))
+
+    first, second = steps()
+    assert isinstance(first, LazyGraphModule)
+    assert isinstance(second[0], LazyGraphModule)
+
+
+def test_two_interleaved_generators_keep_their_own_settings():
+    def steps(lazy):
+        with use_lazy_graph_module(lazy):
+            for _ in range(3):
+                yield now()
+
+    assert list(zip(steps(True), steps(False), strict=True)) == (
+        [(LazyGraphModule, fx.GraphModule)] * 3
+    )
+    assert now() is fx.GraphModule
+
+
+def test_a_dropped_generator_leaves_nothing_in_force():
+    def steps():
+        with use_lazy_graph_module(True):
+            yield
+
+    generator = steps()
+    next(generator)
+    del generator
+    with torchs._use_lazy_graph_module(True):
+        assert now() is torchs._LazyGraphModule
+
+
+def test_a_generator_that_is_a_context_manager_sets_it_for_its_caller():
+    @contextlib.contextmanager
+    def lazily():
+        with use_lazy_graph_module(True):
+            yield
+
+    class Wrapped:
+        def __enter__(self):
+            self.inner = use_lazy_graph_module(True)
+            self.inner.__enter__()
+
+        def __exit__(self, *error):
+            self.inner.__exit__(*error)
+
+    with lazily():
+        assert now() is LazyGraphModule
+    with Wrapped():
+        assert now() is LazyGraphModule
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lazily())
+        assert now() is LazyGraphModule
+    assert now() is fx.GraphModule
+
+    def steps():
+        with lazily(), Wrapped():
+            yield now()
+
+    generator = steps()
+    assert next(generator) is LazyGraphModule
+    assert now() is fx.GraphModule
+
+
+@pytest.fixture
+def _lazily():
+    with use_lazy_graph_module(True):
+        yield
+
+
+@pytest.mark.usefixtures("_lazily")
+def test_a_fixture_sets_it_for_its_test():
+    assert now() is LazyGraphModule
+
+
+def test_an_asynchronous_generator_does_not_show_its_setting_either():
+    async def steps():
+        with use_lazy_graph_module(True):
+            yield now()
+            await asyncio.sleep(0)
+            yield now()
+
+    @contextlib.asynccontextmanager
+    async def lazily():
+        with use_lazy_graph_module(True):
+            yield
+
+    async def main():
+        seen = [(cls, now()) async for cls in steps()]
+        async with lazily():
+            return seen, now()
+
+    seen, inside = asyncio.run(main())
+    assert seen == [(LazyGraphModule, fx.GraphModule)] * 2
+    assert inside is LazyGraphModule
+
+
+# --- everywhere ---------------------------------------------------------------------------------
+
+
+def test_everywhere_is_a_part_of_the_innermost_setting():
+    graph = fx.symbolic_trace(lambda x: torch.sin(x)).graph
+
+    def is_lazy():
+        return isinstance(fx.GraphModule({}, graph), LazyGraphModule)
+
+    with use_lazy_graph_module(True, everywhere=True):
+        assert is_lazy()
+        with use_lazy_graph_module(True):
+            assert not is_lazy()
+            assert now() is LazyGraphModule
+        with force_skip_lazy_graph_module():
+            assert not is_lazy()
+        with torchs._force_skip_lazy_graph_module():
+            assert not is_lazy()
+        assert is_lazy()
+    assert not is_lazy()
+
+
+def test_everywhere_without_laziness_is_refused():
+    with pytest.raises(ValueError, match="everywhere"):
+        use_lazy_graph_module(False, everywhere=True)
+    with pytest.raises(TypeError, match="everywhere"):
+        use_lazy_graph_module(True, everywhere=1)
+    assert repr(use_lazy_graph_module(True, everywhere=True)) == (
+        "use_lazy_graph_module(True, everywhere=True)"
+    )

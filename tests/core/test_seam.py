@@ -145,3 +145,98 @@ def test_a_torch_that_no_longer_asks_the_function_is_reported(monkeypatch):
     with pytest.raises(SeamError, match="_make_graph_module"), use_lazy_graph_module(True):
         pass
     assert not seam_installed()
+
+
+# --- the wide seam --------------------------------------------------------------------------------
+
+
+def trace():
+    return fx.symbolic_trace(lambda x: torch.sin(x)).graph
+
+
+def test_everywhere_reaches_direct_constructions_and_leaves_subclasses_alone():
+    class Mine(fx.GraphModule):
+        pass
+
+    graph, x = trace(), torch.randn(3)
+    with use_lazy_graph_module(True, everywhere=True):
+        made = fx.GraphModule(nn.Module(), graph, "Named")
+        mine = Mine(nn.Module(), graph)
+        torchs_lazy = torchs._LazyGraphModule(nn.Module(), graph)
+    assert user_class(made) is LazyGraphModule
+    assert type(made).__name__ == "Named"
+    assert made.needs_recompile
+    assert user_class(mine) is Mine
+    assert user_class(torchs_lazy) is torchs._LazyGraphModule
+    for gm in (made, mine, torchs_lazy):
+        assert torch.equal(gm(x), x.sin())
+
+
+def test_the_wide_seam_is_installed_by_everywhere_only_and_removed_exactly():
+    original = vars(fx.GraphModule)["__new__"]
+    with use_lazy_graph_module(True):
+        assert vars(fx.GraphModule)["__new__"] is original
+    with use_lazy_graph_module(True, everywhere=True):
+        assert vars(fx.GraphModule)["__new__"] is not original
+    remove_seam()
+    assert vars(fx.GraphModule)["__new__"] is original
+    with use_lazy_graph_module(True, everywhere=True):
+        assert isinstance(fx.GraphModule({}, trace()), LazyGraphModule)
+
+
+def test_plain_modules_copied_under_the_wide_seam_become_lazy_and_right():
+    import copy
+
+    plain, x = fx.GraphModule({}, trace()), torch.randn(3)
+    with use_lazy_graph_module(True, everywhere=True):
+        copies = [copy.copy(plain), copy.deepcopy(plain)]
+    for gm in copies:
+        assert user_class(gm) is LazyGraphModule
+        assert torch.equal(gm(x), x.sin())
+
+
+def test_the_wide_seam_halves_what_is_generated_by_inductor_again():
+    from lazyfx_core import recompile_stats
+
+    def train(flags):
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        x = torch.randn(2, 3, 8)
+        with torch._inductor.config.patch(fx_graph_cache=False), flags, recompile_stats() as stats:
+            torch.compile(model)(x).sum().backward()
+        return stats.snapshot(), [p.grad for p in model.parameters()]
+
+    plain, expected = train(force_skip_lazy_graph_module())
+    narrow, first = train(use_lazy_graph_module(True))
+    wide, second = train(use_lazy_graph_module(True, everywhere=True))
+    assert plain.done > narrow.done > wide.done
+    torch.testing.assert_close(first, expected)
+    torch.testing.assert_close(second, expected)
+
+
+def test_a_later_patch_of_the_constructor_is_not_undone_silently(monkeypatch):
+    with use_lazy_graph_module(True, everywhere=True):
+        pass
+    ours = vars(fx.GraphModule)["__new__"]
+    fx.GraphModule.__new__ = staticmethod(lambda cls, *a, **k: ours.__func__(cls, *a, **k))
+    try:
+        with pytest.raises(SeamError, match=r"GraphModule.__new__.*remove the later patch first"):
+            remove_seam()
+        assert seam_installed()
+    finally:
+        fx.GraphModule.__new__ = ours
+    remove_seam()
+
+
+def test_a_torch_without_a_class_for_each_instance_is_reported_and_not_patched():
+    original = vars(fx.GraphModule)["__new__"]
+    fx.GraphModule.__new__ = staticmethod(lambda cls, *a, **k: object.__new__(cls))
+    try:
+        with (
+            pytest.raises(SeamError, match="leave everywhere out"),
+            use_lazy_graph_module(True, everywhere=True),
+        ):
+            pass
+    finally:
+        fx.GraphModule.__new__ = original

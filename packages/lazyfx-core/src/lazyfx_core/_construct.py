@@ -17,8 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from ._instance_class import user_class
-from ._torch_fx import GENERATED_FIELDS, copy_attributes, plain_graph_module
+from ._torch_fx import (
+    GENERATED_FIELDS,
+    copy_attributes,
+    plain_graph_module,
+    unwrapped_by_dynamo,
+)
 from ._torch_graph import attribute_nodes, copy_graph
 
 if TYPE_CHECKING:
@@ -41,15 +45,18 @@ _READ_NAMES = """
 class Template:
     """The dictionary of an empty ``fx.GraphModule``, split into what is shared and what is new."""
 
-    __slots__ = ("constructors", "containers", "usual", "values")
+    __slots__ = ("constructors", "containers", "tag", "usual", "values")
 
-    def __init__(self, values: dict[str, Any], usual: type | None) -> None:
-        self.values = values
-        self.usual = usual
+    def __init__(
+        self, values: dict[str, Any], constructors: tuple[object, ...], usual: type | None
+    ) -> None:
+        self.values = values  # empty: torch's constructor has to run
+        self.constructors = constructors  # those the values came from
+        self.tag = unwrapped_by_dynamo(nn.Module.__init__)[1]
+        self.usual = usual  # the class that is known to be able to use it
         self.containers: list[tuple[str, Callable[[], Any]]] = [
             (name, type(value)) for name, value in values.items() if type(value) in _CONTAINERS
         ]
-        self.constructors = _constructors()
 
 
 _template: Template | None = None
@@ -68,7 +75,7 @@ def build(
     """
     template = _template
     if template is None or template.constructors != _constructors():
-        template = _make_template(user_class(type(module)))
+        template = _make_template()
     cls = type(module)
     if not template.values or not (cls.__base__ is template.usual or _may_use_template(cls)):
         return False
@@ -78,6 +85,8 @@ def build(
     held.update(template.values)
     for name, new in template.containers:
         held[name] = new()
+    if template.tag is not None:
+        template.tag(module)
     if isinstance(root, nn.Module):
         held["training"] = getattr(root, "training", held["training"])
     targets = [str(node.target) for node in attribute_nodes(graph)]
@@ -118,29 +127,41 @@ def prepare_deepcopy(module: LazyGraphModule, memo: dict[int, Any]) -> None:
         memo[id(held)] = {name: copied[name] for name in held}
 
 
-def _make_template(usual: type[fx.GraphModule]) -> Template:
-    """Read the template off a module that torch builds now; an empty one if it does not fit.
-
-    Args:
-        usual: The class that is being built; asked about once, here, if it may use the template.
-    """
+def _make_template() -> Template:
+    """Read the template off a module that torch builds now; an empty one if it does not fit."""
     global _template
-    graph = fx.Graph()
-    graph.output(None)
-    held = vars(plain_graph_module({}, graph)).copy()
-    for name in GENERATED_FIELDS:
-        held.pop(name, None)
-    held["_graph"] = None
-    fits = all(
-        (type(value) in _CONTAINERS and not value) or value is None or value is True
-        for value in held.values()
-    ) and set(_READ_NAMES.split()).issuperset(fx.GraphModule.__init__.__code__.co_names)
-    _template = Template(held if fits else {}, usual if _may_use_template(usual) else None)
+    from ._graph_module import LazyGraphModule
+
+    constructors = _constructors()
+    values: dict[str, Any] = {}
+    if all(map(_is_torchs_own, constructors)) and set(_READ_NAMES.split()).issuperset(
+        fx.GraphModule.__init__.__code__.co_names
+    ):
+        graph = fx.Graph()
+        graph.output(None)
+        values = {**vars(plain_graph_module({}, graph)), "_graph": None}
+        for name in GENERATED_FIELDS:
+            values.pop(name, None)
+        if not all(map(_can_be_shared_or_made, values.values())):
+            values = {}
+    usual = LazyGraphModule if _may_use_template(LazyGraphModule) else None
+    _template = Template(values, constructors, usual)
     return _template
+
+
+def _can_be_shared_or_made(value: object) -> bool:
+    return value is None or value is True or (type(value) in _CONTAINERS and not value)
 
 
 def _constructors() -> tuple[object, ...]:
     return (nn.Module.__init__, nn.Module.__setattr__, fx.GraphModule.__init__)
+
+
+def _is_torchs_own(function: Any) -> bool:
+    """Whether a constructor is what its module defines, not what somebody put in its place."""
+    function = unwrapped_by_dynamo(function)[0]
+    where = getattr(function, "__globals__", {}).get("__name__")
+    return where in (nn.Module.__module__, fx.GraphModule.__module__)
 
 
 def _may_use_template(cls: type[fx.GraphModule]) -> bool:

@@ -33,7 +33,15 @@ from ._forward import (
     GeneratedField,
     LazyPythonCode,
 )
-from ._instance_class import ClassPool, Generated, State, own_classes, own_state, user_class
+from ._instance_class import (
+    ClassPool,
+    Generated,
+    State,
+    finalizer,
+    own_classes,
+    own_state,
+    user_class,
+)
 from ._snapshot import is_unchanged, take_snapshot
 from ._structure import check_graph, check_targets_exist, describe
 from ._torch_fx import GENERATED_FIELDS, torch_reduction
@@ -147,9 +155,6 @@ class LazyGraphModule(fx.GraphModule):
         if verify or _verify.asked_for():
             type(self)._lazyfx.verify = True
 
-    def __del__(self, _give_back: Any = None) -> None:
-        _give_back(type(self))
-
     # --- laziness ---------------------------------------------------------------------------
 
     @property
@@ -198,6 +203,18 @@ class LazyGraphModule(fx.GraphModule):
         with GENERATION_LOCK:
             if type(self)._lazyfx.stale:
                 self._bring_up_to_date(cause)
+
+    def _install_generated(self) -> None:
+        """Put the generated functions of a fresh module where a descriptor still stands."""
+        with GENERATION_LOCK:
+            cls = type(self)
+            made = cls._lazyfx.generated
+            if cls._lazyfx.stale or made is None:
+                return
+            if cls.__dict__.get("forward") is STALE_FORWARD:
+                cls.forward = made.forward  # type: ignore[assignment]
+            if cls.__dict__.get("__call__") is STALE_CALL:
+                cls.__call__ = made.call  # type: ignore[assignment]
 
     def _verify(self) -> None:
         _verify.check(self)
@@ -337,6 +354,8 @@ class LazyGraphModule(fx.GraphModule):
 
     def _adopt(self, graph: fx.Graph, class_name: str) -> None:
         """Own ``graph`` and be stale, without the scan of the nodes that ``__init__`` makes."""
+        if _codegen_stats.collecting:
+            _codegen_stats.asked()
         type(self).__name__ = class_name
         with GENERATION_LOCK:
             self.__dict__["_graph"] = graph
@@ -419,4 +438,4 @@ def _forward_set_by_hand(cls: type[LazyGraphModule]) -> Any:
 
 
 _classes = ClassPool(LazyGraphModule, STALE_FORWARD, STALE_CALL)
-LazyGraphModule.__del__.__defaults__ = (_classes.give_back,)  # outlives this module's globals
+LazyGraphModule.__del__ = finalizer(_classes.give_back)  # type: ignore[attr-defined]

@@ -129,7 +129,7 @@ class ClassPool:
         self._base = base
         self._forward = forward
         self._call = call
-        self._expected = self._untouched_counts()
+        self._untouched = self._measure()
 
     def take(self, base: type[fx.GraphModule]) -> type[LazyGraphModule]:
         """A class for one new instance of ``base``."""
@@ -140,13 +140,13 @@ class ClassPool:
                 pass
         return new_class(base, self._forward, self._call)
 
-    def give_back(
-        self,
-        cls: type[LazyGraphModule],
-        references: Callable[[object], int] = sys.getrefcount,
-        weak_references: Callable[[Any], int] = weakref.getweakrefcount,
-    ) -> None:
-        """Keep ``cls``, the class of a module that is dying, if nobody can tell."""
+    def give_back(self, cls: type[LazyGraphModule], references: int) -> None:
+        """Keep ``cls``, the class of a module that is dying, if nobody can tell.
+
+        Args:
+            cls: The class.
+            references: As many as :func:`finalizer` counted.
+        """
         held = cls.__dict__
         state = held.get("_lazyfx")
         if (
@@ -155,7 +155,7 @@ class ClassPool:
             and state.generated is None
             and not state.verify
             and cls.__base__ is self._base
-            and (references(cls), weak_references(cls), len(held)) == self._expected
+            and (references, *_hold(cls)) == self._untouched
             and held.get("forward") is self._forward
             and held.get("__call__") is self._call
             and held.get("__doc__") is None
@@ -166,33 +166,52 @@ class ClassPool:
             state.owner = state.pending = None
             self._free.append(cls)
 
-    def _untouched_counts(self) -> tuple[int, int, int]:
-        """References, weak references and attributes of a class that only its instance holds.
-
-        Measured the way :meth:`give_back` measures, from a ``__del__``: the numbers differ between
-        releases of Python.
-        """
+    def _measure(self) -> tuple[int, ...]:
+        """What is counted for a class that only its instance holds; differs between Pythons."""
         if sysconfig.get_config_var("Py_GIL_DISABLED"):
-            return (-1, -1, -1)  # reference counts say nothing there: never used again
-        seen: list[tuple[int, int, int]] = []
-
-        class Probe:
-            def __del__(self) -> None:
-                measure(type(self))
-
-        def measure(
-            cls: Any,
-            references: Callable[[object], int] = sys.getrefcount,
-            weak_references: Callable[[Any], int] = weakref.getweakrefcount,
-        ) -> None:
-            held = cls.__dict__
-            _state = held.get("_lazyfx")
-            seen.append((references(cls), weak_references(cls), len(held)))
-
-        probe: Any = Probe
+            return ()  # reference counts say nothing there: never used again
+        seen: list[tuple[int, ...]] = []
+        probe: Any = type(
+            "Probe",
+            (),
+            {"__del__": finalizer(lambda cls, references: seen.append((references, *_hold(cls))))},
+        )
         for _ in range(3):
             cls: Any = new_class(probe, self._forward, self._call)
             instance = cls()
             del cls
             del instance
         return min(seen)
+
+
+def finalizer(
+    retire: Callable[[type[LazyGraphModule], int], None],
+    references: Callable[[object], int] = sys.getrefcount,
+) -> Callable[[LazyGraphModule], None]:
+    """A ``__del__`` that tells ``retire`` the class of what dies, and how often it is referred to.
+
+    Counted here and nowhere else: how many references a call adds depends on who evaluates frames
+    (Dynamo may). Needs no global name, since it may run when they are gone.
+    """
+
+    def __del__(self: LazyGraphModule) -> None:
+        cls = type(self)
+        retire(cls, references(cls))
+
+    return __del__
+
+
+def _hold(
+    cls: type,
+    references: Callable[[object], int] = sys.getrefcount,
+    weak_references: Callable[[Any], list[Any]] = weakref.getweakrefs,
+) -> list[int]:
+    """Attributes of ``cls``, and the references to each weak reference to it.
+
+    The one weak reference is that of ``__subclasses__``; Python hands the same one to everybody
+    who asks for one.
+    """
+    counts = [len(cls.__dict__)]
+    for weak in weak_references(cls):
+        counts.append(references(weak))
+    return counts

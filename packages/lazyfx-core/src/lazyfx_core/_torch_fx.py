@@ -19,6 +19,7 @@ private name                                       used for
 ``graph_module._format_import_block``              second half of ``__reduce__``
 ``graph_module._copy_attr`` / ``_assign_attr``     building a module from its root
 ``graph_module._CodeOnlyModule``                   what torch's deepcopy and unpickling pass
+``_dynamo.mutation_guard.GenerationTracker``       tagging modules as Dynamo's constructor does
 ``fn._dynamo_marked_constant``                     lets Dynamo evaluate a call while tracing
 =================================================  =========================================
 
@@ -125,7 +126,9 @@ def install_wide(replace: ReplaceClass) -> None:
             )
 
         def new(cls: type[fx.GraphModule], *args: Any, **kwargs: Any) -> Any:
-            if cls is fx.GraphModule:
+            if cls is fx.GraphModule or (
+                cls.__base__ is fx.GraphModule and cls.__qualname__.endswith("GraphModuleImpl")
+            ):  # the latter from copies
                 other = replace()
                 if other is not None:
                     return other.__new__(other)
@@ -188,6 +191,24 @@ def plain_graph_module(root: Any, graph: fx.Graph) -> fx.GraphModule:
     gm: fx.GraphModule = make(fx.GraphModule)
     fx.GraphModule.__init__(gm, root, graph)
     return gm
+
+
+def unwrapped_by_dynamo(init: Any) -> tuple[Any, Callable[[Any], object] | None]:
+    """What Dynamo wrapped when it was first used, and what it does after each construction.
+
+    Dynamo tags every ``nn.Module`` with the time of its construction.
+
+    Returns:
+        ``(init, None)`` if Dynamo has not wrapped it.
+    """
+    code, closure = getattr(init, "__code__", None), getattr(init, "__closure__", None) or ()
+    held = getattr(init, "__globals__", {})
+    if held.get("__name__") == "torch._dynamo.mutation_guard" and code is not None:
+        inner = dict(zip(code.co_freevars, closure, strict=True)).get("init")
+        tracker: Any = held.get("GenerationTracker")
+        if inner is not None and hasattr(tracker, "tag"):
+            return inner.cell_contents, tracker.tag
+    return init, None
 
 
 def copy_attributes(

@@ -6,6 +6,10 @@ recompiles of a 200-node graph. Here an entry goes when the *code object* it bel
 so a traceback, ``inspect.getsource`` or a saved ``forward`` still shows its lines as long as
 anybody can run it.
 
+``linecache`` refuses names that look like ``<…>``, and that of a traced lambda does
+(``<eval_with_key>.0 from file.py:1 in <lambda>``): it can then not be scripted and a traceback
+shows none of its lines. Such entries are made here.
+
 A code object may be freed anywhere, inside ``linecache`` itself too; the entries of dead ones are
 therefore removed by the next generation, not by the garbage collector.
 
@@ -44,6 +48,9 @@ def release_with(code: CodeType) -> None:
     if name.startswith(_ONCE):
         _alive[name] = weakref.ref(code, lambda _: _dead.append(name))
     sources: Any = getattr(getattr(_torch_module, "_loader", None), "eval_cache", {})
+    if name not in linecache.cache and name in sources:
+        text = sources[name]
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     while _dead:
         gone = _dead.popleft()
         _alive.pop(gone, None)
