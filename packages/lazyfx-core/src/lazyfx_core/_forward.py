@@ -61,7 +61,7 @@ def ensure_generated(module: LazyGraphModule, cause: str) -> int:
     elif cause in ("forward", "call"):
         # The module is fresh and yet its descriptor was found: somebody who had saved it put it
         # back (mock.patch.object on the class does).
-        module._install_generated()
+        module._reinstall()
     state = type(module)._lazyfx
     return 1 if state.verify and not state.stale else 0
 
@@ -147,8 +147,11 @@ class _PendingField:
 
     def __get__(self, obj: LazyPythonCode | None, owner: type | None = None) -> Any:
         module = None if obj is None else vars(obj).get("_lazyfx_module")
-        if module is not None:
+        if obj is not None and module is not None:
             ensure_generated(module, "python_code")
+            made = type(module)._lazyfx.generated
+            if made is not None and self._name not in vars(obj):
+                obj.fill(made.code)  # an interrupt came between generating and filling
         if obj is not None and self._name in vars(obj):
             return vars(obj)[self._name]
         raise AttributeError(f"{self._name!r} is not filled in")

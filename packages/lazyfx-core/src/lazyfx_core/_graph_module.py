@@ -18,7 +18,6 @@ releases and is never re-implemented here.
 from __future__ import annotations
 
 import copy
-import time
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -26,28 +25,18 @@ from torch import fx, nn
 from torch.fx.graph import CodeGen
 
 from . import _codegen_stats, _construct, _package, _pickle, _verify
-from ._forward import (
-    GENERATION_LOCK,
-    STALE_CALL,
-    STALE_FORWARD,
-    GeneratedField,
-    LazyPythonCode,
-)
+from ._forward import GENERATION_LOCK, STALE_CALL, STALE_FORWARD, GeneratedField
+from ._generation import bring_up_to_date, install_generated, mark_stale
 from ._instance_class import (
     ClassPool,
-    Generated,
     State,
     finalizer,
-    own_classes,
-    own_state,
     user_class,
 )
-from ._snapshot import is_unchanged, take_snapshot
-from ._structure import check_graph, check_targets_exist, describe
+from ._structure import check_targets_exist, describe
 from ._torch_fx import GENERATED_FIELDS, torch_reduction
-from ._torch_graph import node_count, pytree_specs
-from ._torch_sources import release_with
-from .errors import CodeGenerationError, InvalidGraphError, NotAGraphModuleError
+from ._torch_graph import pytree_specs
+from .errors import NotAGraphModuleError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -189,7 +178,7 @@ class LazyGraphModule(fx.GraphModule):
                 specs = pytree_specs(graph)
                 if specs is not None:
                     self._in_spec, self._out_spec = specs
-            return self._mark_stale()
+            return mark_stale(self)
 
     def real_recompile(self) -> None:
         """Generate the code now if the module is stale; otherwise do nothing."""
@@ -197,116 +186,21 @@ class LazyGraphModule(fx.GraphModule):
 
     def _real_recompile(self) -> PythonCode:
         """Make the code fit the graph now, stale or not, and return it (torch's protocol)."""
-        return self._bring_up_to_date("real_recompile")
+        return bring_up_to_date(self, "real_recompile")
 
     def _generate(self, cause: str) -> None:
         with GENERATION_LOCK:
             if type(self)._lazyfx.stale:
-                self._bring_up_to_date(cause)
+                bring_up_to_date(self, cause)
 
-    def _install_generated(self) -> None:
-        """Put the generated functions of a fresh module where a descriptor still stands."""
-        with GENERATION_LOCK:
-            cls = type(self)
-            made = cls._lazyfx.generated
-            if cls._lazyfx.stale or made is None:
-                return
-            if cls.__dict__.get("forward") is STALE_FORWARD:
-                cls.forward = made.forward  # type: ignore[assignment]
-            if cls.__dict__.get("__call__") is STALE_CALL:
-                cls.__call__ = made.call  # type: ignore[assignment]
+    def _generate_with_torch(self) -> PythonCode:
+        return super().recompile()
+
+    def _reinstall(self) -> None:
+        install_generated(self)
 
     def _verify(self) -> None:
         _verify.check(self)
-
-    def _bring_up_to_date(self, cause: str) -> PythonCode:
-        with GENERATION_LOCK:
-            cls = type(self)
-            state = own_state(cls)
-            # Whatever replaced our descriptor was set by a user after recompile(): it stays.
-            by_hand = _forward_set_by_hand(cls) if state.stale else None
-            for owned in own_classes(cls):
-                # The real __call__ asks the class above, and torch wraps one that it finds here:
-                # ours would recurse.
-                if vars(owned).get("__call__") is STALE_CALL:
-                    del owned.__call__
-            old = state.generated
-            if old is not None and is_unchanged(old.snapshot, self._graph):
-                if _codegen_stats.collecting and state.stale:
-                    _codegen_stats.unchanged()
-                new = old
-            else:
-                new = self._generate_anew(cls, by_hand, cause)
-            state.generated = new
-            self.__dict__.update(new.fields)
-            cls.__call__ = STALE_CALL if state.verify else new.call  # type: ignore[assignment]
-            if by_hand is None:
-                cls.forward = STALE_FORWARD if state.verify else new.forward  # type: ignore[assignment]
-            else:
-                cls.forward = by_hand
-            state.stale = False
-            pending = None if state.pending is None else state.pending()
-            if pending is not None:
-                pending.fill(new.code)
-            state.pending = None
-            return new.code
-
-    def _generate_anew(self, cls: type[Self], by_hand: Any, cause: str) -> Generated:
-        """Let torch generate, and take what it made. On any error the module is stale."""
-        start = time.perf_counter() if _codegen_stats.collecting else None
-        try:
-            check_graph(self._graph)
-            code = super().recompile()
-            held = vars(cls)
-            generated = Generated(
-                take_snapshot(self._graph),
-                code,
-                {name: vars(self)[name] for name in GENERATED_FIELDS if name in vars(self)},
-                held["forward"],
-                held["__call__"],
-            )
-        except BaseException as error:
-            self._mark_stale()
-            if by_hand is not None:
-                cls.forward = by_hand
-            if isinstance(error, InvalidGraphError) or not isinstance(error, Exception):
-                raise
-            raise CodeGenerationError(
-                f"torch could not generate code for {cls.__name__!r}: "
-                f"{type(error).__name__}: {error}; the module stays stale: mend its graph and "
-                "look again (gm.graph.lint() and print(gm.graph) may help)"
-            ) from error
-        release_with(generated.forward.__code__)
-        if start is not None:
-            _codegen_stats.generated(cause, time.perf_counter() - start)
-        return generated
-
-    def _mark_stale(self) -> PythonCode:
-        cls = type(self)
-        state = cls._lazyfx
-        if cls.__base__ is not LazyGraphModule:
-            for owned in own_classes(cls):
-                own_state(owned).stale = True
-                owned.forward, owned.__call__ = STALE_FORWARD, STALE_CALL  # type: ignore[assignment]
-            state = cls._lazyfx
-        held = self.__dict__
-        if not state.stale or "_code" in held:
-            state.stale = True
-            for name in GENERATED_FIELDS:
-                held.pop(name, None)  # stale values must not be readable
-        attributes = cls.__dict__
-        if attributes.get("forward") is not STALE_FORWARD:
-            cls.forward = STALE_FORWARD  # type: ignore[assignment]
-        if attributes.get("__call__") is not STALE_CALL:
-            cls.__call__ = STALE_CALL  # type: ignore[assignment]
-        old = state.generated
-        if old is not None and not state.verify and node_count(held["_graph"]) != old.nodes:
-            state.generated = None  # lets go of code, source and erased nodes
-        pending = None if state.pending is None else state.pending()
-        if pending is None:
-            pending = LazyPythonCode(self)
-            state.pending = weakref.ref(pending)
-        return pending
 
     def _recompile_submodules(self) -> list[tuple[str, PythonCode]]:
         # recompile() has told the children already; telling them again while generating would
@@ -360,7 +254,7 @@ class LazyGraphModule(fx.GraphModule):
         with GENERATION_LOCK:
             self.__dict__["_graph"] = graph
             graph.owning_module = self
-            self._mark_stale()
+            mark_stale(self)
 
     def __copy__(self) -> Self:
         """A module over the same graph and the same state, of the same class, and stale."""
@@ -392,7 +286,7 @@ class LazyGraphModule(fx.GraphModule):
         Loading it re-traces generated source. Pickles of a lazy module do not go this way:
         ``pickle`` asks :meth:`__reduce_ex__` first.
         """
-        code = self._bring_up_to_date("pickle")
+        code = bring_up_to_date(self, "pickle")
         body = self.__dict__.copy()
         del body["_graph"]
         return torch_reduction(body, code)
@@ -426,15 +320,6 @@ def require_graph_module(value: object, where: str) -> None:
     raise NotAGraphModuleError(
         f"{where} takes a torch.fx.GraphModule, got {describe(value)}; {hint}"
     )
-
-
-def _forward_set_by_hand(cls: type[LazyGraphModule]) -> Any:
-    """What a user put where the descriptor of a stale module was, or None."""
-    for owned in own_classes(cls):
-        forward = vars(owned).get("forward")
-        if forward is not None and forward is not STALE_FORWARD:
-            return forward
-    return None
 
 
 _classes = ClassPool(LazyGraphModule, STALE_FORWARD, STALE_CALL)

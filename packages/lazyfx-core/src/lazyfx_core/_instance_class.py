@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ._snapshot import Snapshot
 
 _IMPL = "GraphModuleImpl"
-_QUALNAME = f"GraphModule.__new__.<locals>.{_IMPL}"
+QUALNAME = f"GraphModule.__new__.<locals>.{_IMPL}"
 _MODULE = fx.GraphModule.__module__
 _KEPT_CLASSES = 256
 
@@ -105,7 +105,7 @@ def new_class(base: type[fx.GraphModule], forward: object, call: object) -> type
     """A class for one instance of ``base``, born stale, with the two descriptors given."""
     namespace = {
         "__module__": _MODULE,
-        "__qualname__": _QUALNAME,
+        "__qualname__": QUALNAME,
         "__doc__": None,
         "forward": forward,
         "__call__": call,
@@ -160,7 +160,7 @@ class ClassPool:
             and held.get("__call__") is self._call
             and held.get("__doc__") is None
             and held.get("__module__") == _MODULE
-            and cls.__qualname__ == _QUALNAME
+            and cls.__qualname__ == QUALNAME
             and len(self._free) < _KEPT_CLASSES
         ):
             state.owner = state.pending = None
