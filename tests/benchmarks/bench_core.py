@@ -1,11 +1,17 @@
-"""lazyfx-core beside fx.GraphModule and torch's private lazy class."""
+"""lazyfx-core beside fx.GraphModule and torch's private lazy class.
+
+``--large`` adds graphs of 100,000 nodes (some minutes).
+"""
 
 from __future__ import annotations
 
 import copy
+import gc
+import sys
+import tracemalloc
 
 import torch
-from interleave import medians, show
+from interleave import medians, publish, show
 from torch import fx
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
@@ -16,45 +22,118 @@ CLASSES = {
     "torch lazy": _LazyGraphModule,
     "ours": LazyGraphModule,
 }
+OURS_TO_THEIRS = ("ours", "torch lazy")
 
 
 def chain(length: int) -> fx.Graph:
+    """A graph of ``length`` nodes, placeholder and output included."""
     graph = fx.Graph()
     node = graph.placeholder("x")
-    for _ in range(length):
+    for _ in range(length - 2):
         node = graph.call_function(torch.sin, (node,))
     graph.output(node)
     return graph
 
 
-def recompile(gm: fx.GraphModule) -> object:
-    # torch's lazy class marks through a classmethod; on the instance it marks its own class
-    return gm.recompile()
+def edit(gm: fx.GraphModule) -> None:
+    """Change one node, as a pass would."""
+    node = gm.graph.output_node().all_input_nodes[0]
+    cycle = (torch.sin, torch.cos, torch.tan)
+    node.target = cycle[(cycle.index(node.target) + 1) % 3]
+
+
+def recompile_and_look(gm: fx.GraphModule) -> None:
+    gm.recompile()
+    gm.forward  # noqa: B018  # looking is the point
+    if isinstance(gm, _LazyGraphModule):
+        gm.real_recompile()
+
+
+def edit_recompile_and_look(gm: fx.GraphModule) -> None:
+    edit(gm)
+    recompile_and_look(gm)
+
+
+def pipeline(gm: fx.GraphModule, x: torch.Tensor) -> None:
+    """Fifty passes that each end with recompile(), then one call."""
+    for _ in range(50):
+        edit(gm)
+        gm.recompile()
+    gm(x)
+
+
+def by_size(sizes: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    rows = {}
+    for size in sizes:
+        rounds = 15 if size <= 1_000 else 3
+        graphs = {name: chain(size) for name in CLASSES}
+        modules = {name: cls({}, graphs[name]) for name, cls in CLASSES.items()}
+        label = f"{size:,} nodes"
+        rows[f"construct, {label}"] = medians(
+            {n: (lambda c=c, g=graphs[n]: c({}, g)) for n, c in CLASSES.items()}, rounds=rounds
+        )
+        rows[f"recompile, {label}"] = medians(
+            {n: m.recompile for n, m in modules.items()}, rounds=rounds
+        )
+        rows[f"deepcopy, {label}"] = medians(
+            {n: (lambda m=m: copy.deepcopy(m)) for n, m in modules.items()}, rounds=rounds
+        )
+    return rows
+
+
+def looks() -> dict[str, dict[str, float]]:
+    one = torch.zeros(1)
+    small = {name: cls({}, chain(7)) for name, cls in CLASSES.items()}
+    large = {name: cls({}, chain(1_000)) for name, cls in CLASSES.items()}
+    medium = {name: cls({}, chain(200)) for name, cls in CLASSES.items()}
+    for gm in (*small.values(), *large.values()):
+        recompile_and_look(gm)
+        gm(torch.zeros(1))
+    return {
+        "call a fresh module, 7 nodes": medians(
+            {n: (lambda m=m: m(one)) for n, m in small.items()}, rounds=41
+        ),
+        "recompile + look, changed, 1,000 nodes": medians(
+            {n: (lambda m=m: edit_recompile_and_look(m)) for n, m in large.items()}
+        ),
+        "recompile + look, unchanged, 1,000 nodes": medians(
+            {n: (lambda m=m: recompile_and_look(m)) for n, m in large.items()}
+        ),
+        "50 passes and a call, 200 nodes": medians(
+            {n: (lambda m=m: pipeline(m, one)) for n, m in medium.items()}, rounds=5
+        ),
+    }
+
+
+def memory() -> None:
+    """Bytes that stay after 1,000 recompiles of a graph of 200 nodes, each looked at."""
+    kept = {}
+    for name, cls in CLASSES.items():
+        gm = cls({}, chain(200))
+        for _ in range(5):
+            edit_recompile_and_look(gm)
+        gc.collect()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(1_000):
+            edit_recompile_and_look(gm)
+        gc.collect()
+        kept[name] = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+    publish(
+        "core-memory",
+        ["kept after", *(f"{name} [MB]" for name in kept)],
+        [["1,000 recompiles, 200 nodes", *(f"{size / 1e6:.3f}" for size in kept.values())]],
+        kept,
+    )
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows = {}
-    for size in (5, 100, 1_000):
-        graphs = {name: chain(size) for name in CLASSES}
-        modules = {name: cls({}, graphs[name]) for name, cls in CLASSES.items()}
-        rows[f"construct, {size} nodes"] = medians(
-            {n: (lambda c=c, g=graphs[n]: c({}, g)) for n, c in CLASSES.items()}
-        )
-        rows[f"recompile, {size} nodes"] = medians(
-            {n: (lambda m=m: recompile(m)) for n, m in modules.items()}
-        )
-        rows[f"deepcopy, {size} nodes"] = medians(
-            {n: (lambda m=m: copy.deepcopy(m)) for n, m in modules.items()}
-        )
-    one = torch.zeros(1)
-    fresh = {name: cls({}, chain(5)) for name, cls in CLASSES.items()}
-    for gm in fresh.values():
-        gm(one)
-    rows["call a fresh module, 5 nodes"] = medians(
-        {n: (lambda m=m: m(one)) for n, m in fresh.items()}
-    )
-    show("lazyfx-core", rows, baseline="fx.GraphModule")
+    sizes = (6, 100, 1_000, 10_000, *((100_000,) if "--large" in sys.argv else ()))
+    show("core-size", by_size(sizes), baseline="fx.GraphModule", versus=OURS_TO_THEIRS)
+    show("core-looks", looks(), baseline="fx.GraphModule", versus=OURS_TO_THEIRS)
+    memory()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -40,17 +43,53 @@ def medians(
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def show(title: str, rows: Mapping[str, Mapping[str, float]], *, baseline: str) -> None:
-    """Print one table: microseconds of ``baseline``, and every contender as a ratio to it."""
-    table = Table(title=title)
+def show(
+    title: str,
+    rows: Mapping[str, Mapping[str, float]],
+    *,
+    baseline: str,
+    versus: tuple[str, str] | None = None,
+) -> None:
+    """Print one table: microseconds of ``baseline``, and every contender as a ratio to it.
+
+    Args:
+        title: Heads the table; with ``--save DIR`` it is also written to ``DIR/<title>.md``, and
+            the rows to ``DIR/<title>.json``.
+        rows: Seconds by case and contender, from :func:`medians`.
+        baseline: The contender that everything is divided by.
+        versus: Two contenders whose ratio gets a column of its own.
+    """
     names = list(next(iter(rows.values())))
-    table.add_column("case")
-    table.add_column(f"{baseline} [µs]", justify="right")
-    for name in names:
-        if name != baseline:
-            table.add_column(f"{name} ÷ {baseline}", justify="right")
+    head = ["case", f"{baseline} [µs]", *(f"{n} ÷ {baseline}" for n in names if n != baseline)]
+    if versus:
+        head.append(f"{versus[0]} ÷ {versus[1]}")
+    body = []
     for case, values in rows.items():
         base = values[baseline]
-        cells = [f"{values[name] / base:.3f}" for name in names if name != baseline]
-        table.add_row(case, f"{base * 1e6:.2f}", *cells)
+        cells = [f"{values[name] / base:.3g}" for name in names if name != baseline]
+        if versus:
+            cells.append(f"{values[versus[0]] / values[versus[1]]:.3g}")
+        body.append([case, f"{base * 1e6:.2f}", *cells])
+    publish(title, head, body, rows)
+
+
+def publish(title: str, head: list[str], body: list[list[str]], data: object) -> None:
+    """Print a table of ready cells, and save it as Markdown and JSON where ``--save`` says."""
+    table = Table(title=title)
+    for position, name in enumerate(head):
+        table.add_column(name, justify="left" if position == 0 else "right")
+    for cells in body:
+        table.add_row(*cells)
     Console(width=120).print(table)
+    folder = _save_folder()
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [head, ["---", *("---:" for _ in head[1:])], *body]
+        text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        (folder / f"{title}.md").write_text(text + "\n")
+        (folder / f"{title}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _save_folder() -> Path | None:
+    words = sys.argv[1:]
+    return Path(words[words.index("--save") + 1]) if "--save" in words else None

@@ -53,11 +53,12 @@ class Snapshot:
 def take_snapshot(graph: fx.Graph) -> Snapshot:
     """Remember ``graph`` as it is now. Reads only; one pass."""
     codegen = codegen_fingerprint(graph)
+    nodes, rows = node_count(graph), _rows(graph)
     return Snapshot(
-        nodes=node_count(graph),
-        rows=_rows(graph),
+        nodes=nodes,
+        rows=rows,
         codegen=codegen or (),
-        exact=codegen is not None and _prints_the_same_for_ever(graph),
+        exact=codegen is not None and _prints_the_same_for_ever(rows, nodes),
     )
 
 
@@ -87,10 +88,12 @@ def describe_change(snapshot: Snapshot, graph: fx.Graph) -> str | None:
     before = snapshot.rows
     if len(now) == len(before) and _same_objects(before, now):
         return _codegen_change(snapshot, graph)
-    old_names, new_names = before[_NAME::_WIDTH], now[_NAME::_WIDTH]
-    if len(old_names) != len(new_names) or set(old_names) != set(new_names):
-        added = [name for name in new_names if name not in set(old_names)]
-        removed = [name for name in old_names if name not in set(new_names)]
+    old_end, end = snapshot.nodes * _WIDTH, node_count(graph) * _WIDTH
+    old_names, new_names = before[_NAME:old_end:_WIDTH], now[_NAME:end:_WIDTH]
+    were, are = set(old_names), set(new_names)
+    if len(old_names) != len(new_names) or were != are:
+        added = [name for name in new_names if name not in were]
+        removed = [name for name in old_names if name not in are]
         parts = [
             f"{verb} {', '.join(repr(name) for name in names[:3])}"
             + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -101,30 +104,28 @@ def describe_change(snapshot: Snapshot, graph: fx.Graph) -> str | None:
     if old_names != new_names:
         moved = next(n for o, n in zip(old_names, new_names, strict=True) if o != n)
         return f"the order of the nodes changed at {moved!r}"
-    for start in range(0, len(now), _WIDTH):
-        for field, old, new in zip(
-            _FIELDS, before[start : start + _WIDTH - 1], now[start:], strict=False
-        ):
+    for start in range(0, end, _WIDTH):
+        stop = start + _WIDTH
+        for field, old, new in zip(_FIELDS, before[start:stop], now[start:stop], strict=True):
             if not _equal(old, new):
                 name = now[start + _NAME]
                 label = "how it prints" if field == "_repr_fn" else field
                 return f"node {name!r} ({now[start]}): {label} was {_show(old)}, is {_show(new)}"
-        if before[start + _WIDTH - 1] is not now[start + _WIDTH - 1]:
-            return f"node {now[start + _NAME]!r}: meta['is_wrapped'] changed"
+    for name, old, new in zip(new_names, before[end:], now[end:], strict=True):
+        if old is not new:
+            return f"node {name!r}: meta['is_wrapped'] was {old!r}, is {new!r}"
     return _codegen_change(snapshot, graph)
 
 
-_WIDTH = len(_FIELDS) + 1
-_NAME = _FIELDS.index("name")
+_WIDTH = len(_FIELDS)
+_ARGS, _KWARGS, _NAME = (_FIELDS.index(field) for field in ("args", "kwargs", "name"))
 
 
 def _rows(graph: fx.Graph) -> list[object]:
-    """All that makes code, flat: ``_WIDTH`` objects for each node."""
-    rows: list[object] = []
-    extend, append = rows.extend, rows.append
-    for node in graph.nodes:
-        extend(_row(node))
-        append(node.meta.get("is_wrapped"))
+    """All that makes code, flat: ``_WIDTH`` objects for each node, then one more for each."""
+    nodes = list(graph.nodes)
+    rows: list[object] = list(chain.from_iterable(map(_row, nodes)))
+    rows += [node.meta.get("is_wrapped") for node in nodes]
     return rows
 
 
@@ -139,12 +140,11 @@ def _codegen_change(snapshot: Snapshot, graph: fx.Graph) -> str | None:
     return "its code generator was replaced or changed"
 
 
-def _prints_the_same_for_ever(graph: fx.Graph) -> bool:
-    return all(
-        type(value) in _CONSTANTS or _is_constant(value)
-        for node in graph.nodes
-        for value in chain(node._args, node._kwargs.values())
-    )
+def _prints_the_same_for_ever(rows: list[Any], nodes: int) -> bool:
+    end = nodes * _WIDTH
+    values = list(chain.from_iterable(rows[_ARGS:end:_WIDTH]))
+    values += chain.from_iterable(map(dict.values, rows[_KWARGS:end:_WIDTH]))
+    return _CONSTANTS.issuperset(map(type, values)) or all(map(_is_constant, values))
 
 
 def _is_constant(value: Any) -> bool:
