@@ -156,8 +156,15 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Ratios against what a user would pick instead; each script is one interleaved run."""
-    session.install(f"torch=={DEFAULT_TORCH}", "numpy", "rich", *_packages())
+    """Ratios against what a user would pick instead; each script is one interleaved run.
+
+    ``-- --save docs/benchmarks`` writes tables and plots; ``-- --large`` adds the largest graphs.
+    """
+    session.install(
+        f"torch=={DEFAULT_TORCH}",
+        *("numpy", "rich", "matplotlib", "transformers>=5"),
+        *_packages(),
+    )
     scripts = sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py"))
     for script in scripts:
         session.run("python", str(script.relative_to(ROOT)), *session.posargs)

@@ -12,7 +12,7 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 myst_enable_extensions = ["colon_fence"]
-exclude_patterns = ["_build", "demo"]
+exclude_patterns = ["_build", "demo", "benchmarks/*"]
 html_theme = "furo"
 html_title = f"lazyfx {version}"
 autodoc_member_order = "bysource"

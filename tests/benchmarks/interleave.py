@@ -81,7 +81,7 @@ def publish(title: str, head: list[str], body: list[list[str]], data: object) ->
     for cells in body:
         table.add_row(*cells)
     Console(width=120).print(table)
-    folder = _save_folder()
+    folder = save_folder()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         lines = [head, ["---", *("---:" for _ in head[1:])], *body]
@@ -90,6 +90,7 @@ def publish(title: str, head: list[str], body: list[list[str]], data: object) ->
         (folder / f"{title}.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
-def _save_folder() -> Path | None:
+def save_folder() -> Path | None:
+    """The folder named after ``--save`` on the command line, if any."""
     words = sys.argv[1:]
     return Path(words[words.index("--save") + 1]) if "--save" in words else None

@@ -19,8 +19,8 @@ from torch import fx, nn
 
 from ._torch_fx import (
     GENERATED_FIELDS,
+    blank_state,
     copy_attributes,
-    plain_graph_module,
     unwrapped_by_dynamo,
 )
 from ._torch_graph import attribute_nodes, copy_graph
@@ -115,7 +115,8 @@ def prepare_deepcopy(module: LazyGraphModule, memo: dict[int, Any]) -> None:
     copied: dict[str, Any] = {}
     for name, value in held.items():
         if name in GENERATED_FIELDS:
-            copied[name] = memo[id(value)] = value  # the copy makes its own
+            copied[name] = None  # the copy makes its own
+            memo[id(value)] = value
         elif type(value) in _CONTAINERS and not value:
             copied[name] = type(value)()
             if type(value) is OrderedDict:
@@ -137,11 +138,7 @@ def _make_template() -> Template:
     if all(map(_is_torchs_own, constructors)) and set(_READ_NAMES.split()).issuperset(
         fx.GraphModule.__init__.__code__.co_names
     ):
-        graph = fx.Graph()
-        graph.output(None)
-        values = {**vars(plain_graph_module({}, graph)), "_graph": None}
-        for name in GENERATED_FIELDS:
-            values.pop(name, None)
+        values = blank_state()
         if not all(map(_can_be_shared_or_made, values.values())):
             values = {}
     usual = LazyGraphModule if _may_use_template(LazyGraphModule) else None

@@ -8,15 +8,19 @@ verified keeps the descriptors while fresh: each look compares the graph with th
 made from (:mod:`lazyfx_core._verify`).
 
 ``_code``, ``_lineno_map`` and ``_prologue_start`` are instance attributes that torch reads
-directly; :class:`GeneratedField` makes reading a missing one an observation too. Being non-data
-descriptors they step aside as soon as the instance has the attribute.
+directly; :class:`GeneratedField` makes reading one an observation too. The keys are always in the
+instance's dictionary, ``None`` while stale: another thread may be iterating over it.
 
 Dynamo traces ``__get__``. It can because the only thing in it that Dynamo must not enter,
-generation, sits behind a function marked as a trace-time constant that returns a plain int.
+generation, sits behind a function marked as a trace-time constant that returns a plain int. Some
+of its paths do not run descriptors at all (``gm.forward`` from outside in torch 2.6,
+``type(gm).forward``); but up to torch 2.13 it asks each module for one optional attribute before it
+looks at the class, and :class:`DynamoTap` makes that a look.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -25,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from torch.fx.graph import PythonCode
 
 from ._torch_fx import dynamo_constant
+from .errors import LazyFxError
 
 if TYPE_CHECKING:
     from ._graph_module import LazyGraphModule
@@ -112,13 +117,34 @@ class GeneratedField:
 
     def __get__(self, obj: LazyGraphModule | None, owner: type | None = None) -> Any:
         if obj is not None:
-            ensure_generated(obj, "code")
-            try:
-                return vars(obj)[self._name]
-            except KeyError:
-                pass
+            held = vars(obj)
+            if held.get(self._name) is None:  # torch reads what it has just written: not a look
+                ensure_generated(obj, "code")
+            if held.get(self._name) is not None or type(obj)._lazyfx.generated is not None:
+                return held.get(self._name)
         holder = owner.__name__ if owner is not None else type(obj).__name__
         raise AttributeError(f"{holder!r} object has no attribute {self._name!r}")
+
+    def __set__(self, obj: LazyGraphModule, value: Any) -> None:
+        vars(obj)[self._name] = value
+
+    def __delete__(self, obj: LazyGraphModule) -> None:
+        vars(obj)[self._name] = None
+
+
+class DynamoTap:
+    """An attribute that no module has, and that Dynamo asks for just before it reads the class."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, obj: LazyGraphModule | None, owner: type | None = None) -> Any:
+        if obj is not None:
+            with contextlib.suppress(LazyFxError):  # a real look will say what is wrong
+                ensure_generated(obj, "dynamo")
+        raise AttributeError(self._name)
 
 
 class LazyPythonCode(PythonCode):

@@ -33,22 +33,21 @@ if TYPE_CHECKING:
 def mark_stale(module: LazyGraphModule) -> PythonCode:
     """Make every look generate, in constant time. Call with the generation lock held."""
     cls = type(module)
-    state = cls._lazyfx
     if cls.__qualname__ != QUALNAME:  # somebody subclassed the instance's class
         for owned in own_classes(cls):
-            own_state(owned).stale = True
             owned.forward, owned.__call__ = STALE_FORWARD, STALE_CALL  # type: ignore[assignment]
-        state = cls._lazyfx
-    held = module.__dict__
-    if not state.stale or "_code" in held:
-        state.stale = True
-        for name in GENERATED_FIELDS:
-            held.pop(name, None)  # stale values must not be readable
+            own_state(owned).stale = True
     attributes = cls.__dict__
     if attributes.get("forward") is not STALE_FORWARD:
         cls.forward = STALE_FORWARD  # type: ignore[assignment]
     if attributes.get("__call__") is not STALE_CALL:
         cls.__call__ = STALE_CALL  # type: ignore[assignment]
+    state = cls._lazyfx
+    held = module.__dict__
+    if not state.stale or held.get("_code", "absent") is not None:
+        state.stale = True  # not before the descriptors are in place: an interrupt may come
+        for name in GENERATED_FIELDS:
+            held[name] = None  # stale values must not be readable
     old = state.generated
     if old is not None and not state.verify and node_count(held["_graph"]) != old.nodes:
         state.generated = None  # lets go of code, source and erased nodes
@@ -57,6 +56,16 @@ def mark_stale(module: LazyGraphModule) -> PythonCode:
         pending = LazyPythonCode(module)
         state.pending = weakref.ref(pending)
     return pending
+
+
+def leave_to_subclass(module: LazyGraphModule) -> None:
+    """Take back that ``module`` was born stale: its class brings a ``recompile()`` that decides."""
+    with GENERATION_LOCK:
+        cls = type(module)
+        for name, descriptor in (("forward", STALE_FORWARD), ("__call__", STALE_CALL)):
+            if cls.__dict__.get(name) is descriptor:
+                delattr(cls, name)
+        own_state(cls).stale = False
 
 
 def bring_up_to_date(module: LazyGraphModule, cause: str) -> PythonCode:
@@ -120,7 +129,7 @@ def _generate_anew(module: LazyGraphModule, cls: type[LazyGraphModule], cause: s
     made = Generated(
         take_snapshot(module._graph),
         code,
-        {name: vars(module)[name] for name in GENERATED_FIELDS if name in vars(module)},
+        {name: vars(module)[name] for name in GENERATED_FIELDS},
         vars(cls)["forward"],
         vars(cls)["__call__"],
     )

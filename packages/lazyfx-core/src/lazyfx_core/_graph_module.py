@@ -25,8 +25,13 @@ from torch import fx, nn
 from torch.fx.graph import CodeGen
 
 from . import _codegen_stats, _construct, _package, _pickle, _verify
-from ._forward import GENERATION_LOCK, STALE_CALL, STALE_FORWARD, GeneratedField
-from ._generation import bring_up_to_date, install_generated, mark_stale
+from ._forward import GENERATION_LOCK, STALE_CALL, STALE_FORWARD, DynamoTap, GeneratedField
+from ._generation import (
+    bring_up_to_date,
+    install_generated,
+    leave_to_subclass,
+    mark_stale,
+)
 from ._instance_class import (
     ClassPool,
     State,
@@ -34,9 +39,9 @@ from ._instance_class import (
     user_class,
 )
 from ._structure import check_targets_exist, describe
-from ._torch_fx import GENERATED_FIELDS, torch_reduction
+from ._torch_fx import DYNAMO_ASKS_FIRST, GENERATED_FIELDS, torch_reduction
 from ._torch_graph import pytree_specs
-from .errors import NotAGraphModuleError
+from .errors import CodeGenerationError, NotAGraphModuleError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,6 +106,7 @@ class LazyGraphModule(fx.GraphModule):
         _code = GeneratedField("_code")
         _lineno_map = GeneratedField("_lineno_map")
         _prologue_start = GeneratedField("_prologue_start")
+        locals()[DYNAMO_ASKS_FIRST] = DynamoTap(DYNAMO_ASKS_FIRST)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """An instance with a class of its own, stale, that is not built yet."""
@@ -128,6 +134,9 @@ class LazyGraphModule(fx.GraphModule):
             raise NotAGraphModuleError(
                 f"LazyGraphModule(graph=...) takes a torch.fx.Graph, got {describe(graph)}; {hint}"
             )
+        theirs = type(self).recompile is not LazyGraphModule.recompile
+        if theirs:
+            leave_to_subclass(self)
         try:
             if not _construct.build(self, root, graph, class_name):
                 super().__init__(root, graph, class_name)
@@ -135,7 +144,7 @@ class LazyGraphModule(fx.GraphModule):
                 _codegen_stats.collecting
                 or self.__dict__["_modules"]
                 or type(graph._codegen) is not CodeGen
-                or type(self).recompile is not LazyGraphModule.recompile
+                or theirs
             ):
                 self.recompile()  # otherwise there is nothing to mark: it was born stale
         except (AttributeError, KeyError, RuntimeError):
@@ -191,7 +200,13 @@ class LazyGraphModule(fx.GraphModule):
     def _generate(self, cause: str) -> None:
         with GENERATION_LOCK:
             if type(self)._lazyfx.stale:
-                bring_up_to_date(self, cause)
+                try:
+                    bring_up_to_date(self, cause)
+                except AttributeError as error:  # nn.Module.__getattr__ would swallow it
+                    raise CodeGenerationError(
+                        f"looking at {type(self).__name__!r} failed with AttributeError: {error}; "
+                        "the module stays stale"
+                    ) from error
 
     def _generate_with_torch(self) -> PythonCode:
         return super().recompile()
@@ -254,7 +269,11 @@ class LazyGraphModule(fx.GraphModule):
         with GENERATION_LOCK:
             self.__dict__["_graph"] = graph
             graph.owning_module = self
-            mark_stale(self)
+            if type(self).recompile is LazyGraphModule.recompile:
+                mark_stale(self)
+            else:
+                leave_to_subclass(self)
+                self.recompile()
 
     def __copy__(self) -> Self:
         """A module over the same graph and the same state, of the same class, and stale."""

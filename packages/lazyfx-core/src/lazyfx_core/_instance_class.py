@@ -81,10 +81,16 @@ def user_class(cls: type[fx.GraphModule]) -> type[fx.GraphModule]:
 
 
 def own_classes(cls: type[LazyGraphModule]) -> Iterator[type[LazyGraphModule]]:
-    """The classes that belong to one instance: its own, and whatever subclasses it later."""
-    for candidate in cls.__mro__:
-        yield candidate
-        if candidate.__qualname__.rpartition(".")[2] == _IMPL:
+    """The classes that belong to one instance: its own, and whatever subclasses it later.
+
+    A class that was mixed in on the way belongs to somebody else.
+    """
+    mro: Any = cls.__mro__
+    own = next(c for c in mro if c.__qualname__.rpartition(".")[2] == _IMPL)
+    for candidate in mro:
+        if issubclass(candidate, own):
+            yield candidate
+        if candidate is own:
             return
 
 

@@ -21,6 +21,7 @@ private name                                       used for
 ``graph_module._CodeOnlyModule``                   what torch's deepcopy and unpickling pass
 ``_dynamo.mutation_guard.GenerationTracker``       tagging modules as Dynamo's constructor does
 ``fn._dynamo_marked_constant``                     lets Dynamo evaluate a call while tracing
+``module.torchdynamo_force_dynamic``               tells that Dynamo is about to look at a module
 =================================================  =========================================
 
 Seen to be there in torch 2.6 to 2.15; a release that moves one of the patched names makes
@@ -56,8 +57,15 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
-GENERATED_FIELDS = ("_code", "_lineno_map", "_prologue_start")
+GENERATED_FIELDS = tuple(
+    name
+    for name in ("_code", "_lineno_map", "_prologue_start")  # the last came with torch 2.9
+    if name in fx.GraphModule.recompile.__code__.co_names
+)
 """Instance attributes that torch writes when it generates code and reads directly elsewhere."""
+
+DYNAMO_ASKS_FIRST = "torchdynamo_force_dynamic"
+"""The attribute that Dynamo asks of a module before it looks at the module's class."""
 
 _TARGET = "_get_graph_module_cls"
 _lock = threading.Lock()
@@ -185,12 +193,27 @@ def torch_forbids_laziness() -> bool:
     return bool(getattr(_torch_lazy, "_force_skip_lazy_graph_module_flag", False))
 
 
-def plain_graph_module(root: Any, graph: fx.Graph) -> fx.GraphModule:
-    """An ``fx.GraphModule`` and nothing else, whatever is installed."""
-    make: Any = fx.GraphModule.__new__ if _original_new is None else _original_new.__func__
-    gm: fx.GraphModule = make(fx.GraphModule)
-    fx.GraphModule.__init__(gm, root, graph)
-    return gm
+class _Blank(fx.GraphModule):
+    """A graph module that never has code."""
+
+    def recompile(self) -> Any:
+        return None
+
+
+def blank_state() -> dict[str, Any]:
+    """What torch's constructor leaves in the dictionary of a module, in its order.
+
+    Generated fields and the graph are None.
+    """
+    graph = fx.Graph()
+    graph.output(None)
+    state: dict[str, Any] = {}
+    for name, value in vars(_Blank({}, graph)).items():
+        if name == "_graph":  # assigning it is what makes torch generate
+            state.update({"_graph": None, **dict.fromkeys(GENERATED_FIELDS)})
+        else:
+            state[name] = value
+    return state
 
 
 def unwrapped_by_dynamo(init: Any) -> tuple[Any, Callable[[Any], object] | None]:

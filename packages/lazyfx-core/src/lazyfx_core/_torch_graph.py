@@ -86,7 +86,7 @@ def codegen_fingerprint(graph: fx.Graph) -> tuple[object, ...] | None:
     if (
         type(codegen) not in _KNOWN_CODEGENS
         or type(graph).python_code is not fx.Graph.python_code
-        or codegen._body_transformer is not None
+        or any(map(callable, vars(codegen).values()))  # a body transformer, or a method put there
         or getattr(_config, "enrich_profiler_metadata", False)
         or os.environ.get("FX_GRAPH_SHOW_META") == "1"
     ):
@@ -152,11 +152,14 @@ def _can_copy() -> bool:
 
 
 def _copy_codegen(codegen: CodeGen) -> CodeGen:
-    if type(codegen) is CodeGen:
-        new = CodeGen()
-        if vars(new) == vars(codegen):
-            return new
-    return copy.deepcopy(codegen)
+    """A copy that shares nothing mutable. torch's deepcopy of tree specs warns and is slow."""
+    if type(codegen) not in _KNOWN_CODEGENS:
+        return copy.deepcopy(codegen)
+    new = copy.copy(codegen)
+    if isinstance(new, _PyTreeCodeGen):
+        info = new.pytree_info
+        new.pytree_info = info._replace(orig_args=list(info.orig_args))
+    return new
 
 
 def operator_name(value: object) -> tuple[str, str] | None:

@@ -49,13 +49,16 @@ def verify_graphs(*modules: fx.GraphModule) -> Iterator[None]:
     Example:
         >>> import torch
         >>> from lazyfx_core import LazyGraphModule
-        >>> gm = LazyGraphModule({}, fx.symbolic_trace(torch.sin).graph)
+        >>> gm = LazyGraphModule({}, fx.symbolic_trace(lambda x: torch.sin(x)).graph)
         >>> with verify_graphs(gm):
         ...     _ = gm(torch.zeros(2))
         ...     gm.graph.find_nodes(op="call_function", target=torch.sin)[0].target = torch.cos
         ...     gm(torch.zeros(2))
         Traceback (most recent call last):
-        lazyfx_core.errors.StaleGraphError: ...
+            ...
+        lazyfx_core.errors.StaleGraphError: the graph of 'GraphModule' was edited after its code \
+was generated, and recompile() was not called: node 'sin' (call_function): target was sin, is cos; \
+call gm.recompile() after editing
     """
     from ._graph_module import LazyGraphModule
 
