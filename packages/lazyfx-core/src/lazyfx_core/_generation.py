@@ -44,7 +44,8 @@ def mark_stale(module: LazyGraphModule) -> PythonCode:
         cls.__call__ = STALE_CALL  # type: ignore[assignment]
     state = cls._lazyfx
     held = module.__dict__
-    if not state.stale or held.get("_code", "absent") is not None:
+    if not state.stale or state.unasked or held.get("_code", "absent") is not None:
+        state.unasked = False
         state.stale = True  # not before the descriptors are in place: an interrupt may come
         for name in GENERATED_FIELDS:
             held[name] = None  # stale values must not be readable
@@ -65,7 +66,7 @@ def leave_to_subclass(module: LazyGraphModule) -> None:
         for name, descriptor in (("forward", STALE_FORWARD), ("__call__", STALE_CALL)):
             if cls.__dict__.get(name) is descriptor:
                 delattr(cls, name)
-        own_state(cls).stale = False
+        own_state(cls).unasked = True
 
 
 def bring_up_to_date(module: LazyGraphModule, cause: str) -> PythonCode:
@@ -89,7 +90,7 @@ def bring_up_to_date(module: LazyGraphModule, cause: str) -> PythonCode:
             cls.forward = STALE_FORWARD if state.verify else made.forward  # type: ignore[assignment]
             cls.__call__ = STALE_CALL if state.verify else made.call  # type: ignore[assignment]
             _put_back(cls, by_hand)
-            state.stale = False
+            state.stale = state.unasked = False
         except BaseException:
             mark_stale(module)
             _put_back(cls, by_hand)

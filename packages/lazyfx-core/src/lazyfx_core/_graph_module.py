@@ -199,7 +199,7 @@ class LazyGraphModule(fx.GraphModule):
 
     def _generate(self, cause: str) -> None:
         with GENERATION_LOCK:
-            if type(self)._lazyfx.stale:
+            if type(self)._lazyfx.stale and not type(self)._lazyfx.unasked:
                 try:
                     bring_up_to_date(self, cause)
                 except AttributeError as error:  # nn.Module.__getattr__ would swallow it

@@ -65,11 +65,12 @@ class Generated:
 class State:
     """What is known about one module, held by its class. Guarded by ``GENERATION_LOCK``."""
 
-    __slots__ = ("generated", "owner", "pending", "stale", "verify")
+    __slots__ = ("generated", "owner", "pending", "stale", "unasked", "verify")
 
     def __init__(self) -> None:
         self.owner: weakref.ref[LazyGraphModule] | None = None
         self.stale = True
+        self.unasked = False  # a recompile() of the user's own has not asked for code yet
         self.verify = False
         self.pending: weakref.ref[Any] | None = None
         self.generated: Generated | None = None

@@ -210,7 +210,7 @@ def blank_state() -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name, value in vars(_Blank({}, graph)).items():
         if name == "_graph":  # assigning it is what makes torch generate
-            state.update({"_graph": None, **dict.fromkeys(GENERATED_FIELDS)})
+            state.update(dict.fromkeys(("_graph", *GENERATED_FIELDS)))
         else:
             state[name] = value
     return state
@@ -243,7 +243,9 @@ def copy_attributes(
         AttributeError, KeyError: ``root`` has no such attribute.
     """
     if isinstance(root, torch.nn.Module):
-        if isinstance(root, _CodeOnlyModule):
+        if isinstance(root, _CodeOnlyModule) and (
+            root._modules or root._buffers or root._parameters
+        ):
             for group in (root.named_children, root.named_buffers, root.named_parameters):
                 for name, _ in group():
                     _copy_attr(root, module, name)
