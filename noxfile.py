@@ -24,7 +24,7 @@ TORCHES = ["2.6.0", "2.9.1", "2.11.0", "2.13.0", "2.14.1", "2.15.0"]
 # Which sibling packages each package may see: what its pyproject.toml declares.
 SIBLINGS = {"core": [], "ltc": ["core"], "compilers": ["core"]}
 # Optional dependencies that a package's own tests exercise.
-EXTRAS = {"compilers": "[data]"}
+EXTRAS = {"core": "[testing]", "compilers": "[data]"}
 TESTING = ["numpy", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
 
 # uv does not read pip's variable; whoever configured a place with wheels meant uv too.

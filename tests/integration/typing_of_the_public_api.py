@@ -7,7 +7,16 @@ from torch import fx
 from torch.fx.graph import PythonCode
 
 from lazyfx_compilers import FxCompiler, debug_nop, get_inputs, nop, ts_compile
-from lazyfx_core import LazyGraphModule, get_graph_module_cls, make_graph_module
+from lazyfx_core import (
+    LazyGraphModule,
+    RecompileSnapshot,
+    get_graph_module_cls,
+    make_graph_module,
+    recompile_stats,
+    use_lazy_graph_module,
+    verify_graphs,
+)
+from lazyfx_core.testing import GraphCase, graph_diff
 from lazyfx_ltc import CompiledGraph, extract_compiled_graph
 
 
@@ -24,6 +33,17 @@ def core(gm: fx.GraphModule, graph: fx.Graph) -> None:
     assert_type(lazy.needs_recompile, bool)
     assert_type(lazy.recompile(), PythonCode)
     assert_type(lazy.code, str)
+    assert_type(LazyGraphModule({}, graph, verify=True).needs_recompile, bool)
+
+
+def core_around(gm: fx.GraphModule, case: GraphCase) -> None:
+    with recompile_stats() as stats, verify_graphs(gm), use_lazy_graph_module(everywhere=True):
+        gm.recompile()
+    assert_type(stats.snapshot(), RecompileSnapshot)
+    assert_type(stats.snapshot().avoided, int)
+    assert_type(stats.report(), str)
+    assert_type(graph_diff(gm, case.graph), str)
+    assert_type(case.lazy(), LazyGraphModule)
 
 
 def ltc(gm: fx.GraphModule, x: torch.Tensor) -> None:
