@@ -302,3 +302,75 @@ def test_everywhere_without_laziness_is_refused():
     assert repr(use_lazy_graph_module(True, everywhere=True)) == (
         "use_lazy_graph_module(True, everywhere=True)"
     )
+
+
+def test_a_coroutine_function_can_be_decorated():
+    @use_lazy_graph_module(True)
+    async def build():
+        await asyncio.sleep(0)
+        return fx.symbolic_trace(lambda x: x + 1)
+
+    assert isinstance(asyncio.run(build()), LazyGraphModule)
+    assert get_graph_module_cls() is not LazyGraphModule
+
+
+def test_a_generator_function_can_be_decorated():
+    @use_lazy_graph_module(True)
+    def build():
+        sent = yield get_graph_module_cls()
+        yield sent, get_graph_module_cls()
+
+    running = build()
+    assert next(running) is LazyGraphModule
+    assert get_graph_module_cls() is not LazyGraphModule
+    assert running.send("sent") == ("sent", LazyGraphModule)
+
+
+def test_an_async_generator_function_is_refused_with_what_to_do():
+    async def build():
+        yield 1
+
+    with pytest.raises(TypeError, match=r"async generator .*build.*inside"):
+        use_lazy_graph_module(True)(build)
+
+
+def test_one_setting_entered_by_a_generator_and_its_caller_is_left_by_each():
+    setting = use_lazy_graph_module(True)
+
+    def inner():
+        with setting:
+            yield
+            yield
+
+    running = inner()
+    next(running)
+    with setting:
+        running.close()
+        assert get_graph_module_cls() is LazyGraphModule
+    assert get_graph_module_cls() is not LazyGraphModule
+
+    running = inner()
+    next(running)
+    setting.__enter__()
+    next(running)
+    setting.__exit__(None, None, None)
+    assert get_graph_module_cls() is not LazyGraphModule
+    running.close()
+
+
+def test_a_context_manager_class_around_a_generator_sets_the_flag_for_its_caller():
+    def body():
+        with use_lazy_graph_module(True):
+            yield
+
+    class Own:
+        def __enter__(self):
+            self.body = body()
+            next(self.body)
+
+        def __exit__(self, *_):
+            next(self.body, None)
+
+    with Own():
+        assert get_graph_module_cls() is LazyGraphModule
+    assert get_graph_module_cls() is not LazyGraphModule

@@ -2,8 +2,10 @@
 
 import copy
 import io
+import json
 import operator
 import pickle
+import zlib
 
 import pytest
 import torch
@@ -11,7 +13,12 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.package import PackageExporter, PackageImporter
 
-from lazyfx_core import LazyGraphModule, SerializationError, use_lazy_graph_module
+from lazyfx_core import (
+    GraphFormatError,
+    LazyGraphModule,
+    SerializationError,
+    use_lazy_graph_module,
+)
 
 IN_PLACE = [
     operator.iadd, operator.iand, operator.ifloordiv, operator.ilshift, operator.imod,
@@ -174,25 +181,37 @@ def test_a_function_without_a_name_is_refused_and_its_node_named():
         pickle.dumps(LazyGraphModule({}, graph))
 
 
+def stored_with(gm, **changes):
+    """The reduction of ``gm``, its stored document changed."""
+    from lazyfx_core import _pickle
+
+    cls, name, attributes, stored = _pickle.module_state(gm)
+    document = json.loads(zlib.decompress(stored.document))
+    for key, change in changes.items():
+        change(document[key])
+    text = json.dumps(document).encode()
+    stored.size, stored.document = len(text), zlib.compress(text)
+    return cls, name, attributes, stored
+
+
 def test_an_operator_this_torch_lacks_is_named_on_load(lazy):
     from lazyfx_core import _pickle
-    from lazyfx_core._serialize import OpRef, StoredNode
 
-    cls, name, attributes, graph = _pickle.module_state(lazy)
-    unknown = StoredNode(
-        op="call_function", target=OpRef(kind="overload", name="nowhere.nothing.default"),
-        args=(), kwargs={}, name="lost", type=None,
-    )  # fmt: skip
-    object.__setattr__(graph, "nodes", (*graph.nodes[:1], unknown))
-    with pytest.raises(SerializationError, match=r"'lost'.*nowhere\.nothing\.default"):
-        _pickle.restore_module(cls, name, attributes, graph)
+    def rename(targets):
+        targets[0] = {"op": ["overload", "nowhere.nothing.default"]}
+
+    gm = _pickle.restore_module(*stored_with(lazy, targets=rename))
+    with pytest.raises(GraphFormatError, match=r"node 'sin'.*nowhere\.nothing\.default"):
+        gm.graph  # noqa: B018
+    with pytest.raises(GraphFormatError, match=r"node 'sin'"):
+        gm(torch.ones(4))
 
 
 def test_a_graph_of_a_newer_format_is_refused(lazy):
     from lazyfx_core import _pickle
 
     cls, name, attributes, graph = _pickle.module_state(lazy)
-    object.__setattr__(graph, "format", 99)
+    graph.format = 99
     with pytest.raises(SerializationError, match="format 99"):
         _pickle.restore_module(cls, name, attributes, graph)
 

@@ -1,6 +1,9 @@
 """Counting recompiles: asked for, done, avoided; why and by whom."""
 
+import itertools
+import os
 import pickle
+import signal
 import threading
 
 import pytest
@@ -123,7 +126,7 @@ def test_blocks_nest_and_overlap(gm):
     second.__exit__(None, None, None)
     gm.recompile()
     assert first.snapshot().asked == second.snapshot().asked == 2
-    with first, pytest.raises(RuntimeError, match="open already"), first:
+    with pytest.raises(RuntimeError, match="open or was used already"), first:
         pass
 
 
@@ -189,3 +192,63 @@ def test_a_limit_does_not_hide_another_error(gm):
 def test_a_limit_is_a_count(wrong, error):
     with pytest.raises(error, match=r"assert_max_recompiles\(most\)"):
         assert_max_recompiles(wrong)
+
+
+def test_seconds_of_nested_plain_modules_are_counted_once(monkeypatch):
+    """Each level generates for a second by a clock of our own; the sum is that of the levels."""
+    ticks = itertools.count()
+    monkeypatch.setattr(_codegen_stats.time, "perf_counter", lambda: float(next(ticks)))
+    inner = fx.symbolic_trace(torch.nn.Identity())
+    for _ in range(4):
+        graph = fx.Graph()
+        graph.output(graph.call_module("inner", (graph.placeholder("x"),)))
+        inner = fx.GraphModule({"inner": inner}, graph)
+    before = next(ticks)
+    with recompile_stats() as stats:
+        inner.recompile()
+    assert stats.snapshot().done == 5
+    assert stats.snapshot().seconds <= next(ticks) - before
+
+
+def test_a_patch_made_during_a_block_and_left_in_place_does_not_count_twice(monkeypatch):
+    gm = fx.symbolic_trace(lambda x: x + 1)
+    kept = fx.GraphModule.recompile
+    monkeypatch.setattr(fx.GraphModule, "recompile", kept)  # puts it back afterwards
+    with recompile_stats():
+        ours = fx.GraphModule.recompile
+        fx.GraphModule.recompile = lambda self: ours(self)
+    with recompile_stats() as stats:
+        gm.recompile()
+    assert (stats.snapshot().asked, stats.snapshot().done) == (1, 1)
+
+
+def test_a_block_cannot_be_entered_twice():
+    stats = recompile_stats()
+    with stats:
+        pass
+    with pytest.raises(RuntimeError, match="call recompile_stats"), stats:
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_forked_while_another_thread_counts_can_recompile(plain):
+    stop = threading.Event()
+
+    def count():
+        with recompile_stats():
+            while not stop.is_set():
+                fx.symbolic_trace(lambda x: x + 1)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        for _ in range(50):
+            child = os.fork()
+            if not child:
+                signal.alarm(20)
+                plain.recompile()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()

@@ -13,6 +13,7 @@ from lazyfx_core import (
     LazyGraphModule,
     SeamError,
     force_skip_lazy_graph_module,
+    make_graph_module,
     remove_seam,
     seam_installed,
     use_lazy_graph_module,
@@ -243,3 +244,56 @@ def test_a_torch_without_a_class_for_each_instance_is_reported_and_not_patched()
             pass
     finally:
         fx.GraphModule.__new__ = original
+
+
+def test_an_explicit_class_overrides_the_wide_seam_too(plain):
+    with use_lazy_graph_module(True, everywhere=True):
+        gm = make_graph_module(plain, plain.graph, graph_module_cls=fx.GraphModule)
+    assert not isinstance(gm, LazyGraphModule)
+
+
+def test_a_users_class_of_a_similar_name_is_left_alone(plain):
+    class MyGraphModuleImpl(fx.GraphModule):
+        def __init__(self, root, graph, extra):
+            super().__init__(root, graph)
+            self.extra = extra
+
+    with use_lazy_graph_module(True, everywhere=True):
+        gm = MyGraphModuleImpl(plain, plain.graph, 7)
+    assert isinstance(gm, MyGraphModuleImpl)
+    assert gm.extra == 7
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_the_seam_is_installed_again_when_somebody_put_torchs_function_back(everywhere):
+    originals = torchs._get_graph_module_cls, vars(fx.GraphModule)["__new__"]
+    with use_lazy_graph_module(True, everywhere=everywhere):
+        torchs._get_graph_module_cls = originals[0]
+        fx.GraphModule.__new__ = originals[1]
+        assert not seam_installed()
+    with use_lazy_graph_module(True, everywhere=everywhere):
+        assert seam_installed()
+        assert isinstance(fx.symbolic_trace(lambda x: x + 1), LazyGraphModule)
+        if everywhere:
+            assert isinstance(fx.GraphModule({}, fx.Graph()), LazyGraphModule)
+        torchs._get_graph_module_cls = originals[0]
+        fx.GraphModule.__new__ = originals[1]
+    remove_seam()
+    assert (torchs._get_graph_module_cls, vars(fx.GraphModule)["__new__"]) == originals
+
+
+def test_a_constructor_that_somebody_else_patched_is_named():
+    kept = vars(fx.GraphModule)["__new__"]
+
+    def theirs(cls, *args, **kwargs):
+        return kept.__func__(cls, *args, **kwargs)
+
+    fx.GraphModule.__new__ = theirs
+    try:
+        with (
+            pytest.raises(SeamError, match=r"was replaced by .*test_seam"),
+            use_lazy_graph_module(True, everywhere=True),
+        ):
+            pass
+    finally:
+        fx.GraphModule.__new__ = kept

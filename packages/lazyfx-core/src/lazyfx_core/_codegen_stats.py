@@ -12,6 +12,7 @@ paths test one module-level name.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -29,15 +30,19 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import FrameType, TracebackType
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 _open: list[RecompileStats] = []
 collecting = False
 """Whether any block is open; read by the hot paths before they call :func:`asked`."""
 
 # Modules that stand between a caller and a recompile in every stack.
 _BETWEEN = (
-    *("lazyfx_core.", "torch.nn.modules.module", "torch.fx.graph_module"),
-    *("torch.fx._lazy_graph_module", "contextlib"),
+    *("lazyfx_core", "torch.nn.modules.module", "torch.fx.graph_module", "copy", "contextlib"),
+    *("torch.fx._lazy_graph_module", "torch._dynamo.mutation_guard"),
 )
 _REFINED = (
     *(("torch.jit", "script"), ("torch._dynamo", "dynamo"), ("torch.export", "export")),
@@ -60,7 +65,8 @@ class RecompileSnapshot:
     """What was counted up to one moment.
 
     Attributes:
-        asked: Moments at which plain modules would have generated code.
+        asked: Moments at which plain modules would have generated code. torch's own lazy modules
+            are counted when they do generate, as plain ones.
         done: Generations that took place, those of plain modules included.
         plain: How many of ``done`` plain modules did.
         unchanged: Looks at a stale module whose graph turned out to be what it was.
@@ -80,7 +86,11 @@ class RecompileSnapshot:
 
     @property
     def avoided(self) -> int:
-        """Recompiles asked for that cost nothing, so far: a stale module may yet be looked at."""
+        """Recompiles asked for that cost nothing: what was asked, net of what was done.
+
+        Not final, as a stale module may yet be looked at; and a module that was stale before the
+        block and is looked at inside counts as done without having been asked for here.
+        """
         return max(0, self.asked - self.done)
 
     def report(self, *, top: int = 10) -> str:
@@ -116,15 +126,17 @@ class RecompileStats:
         self._done: Counter[tuple[str, str]] = Counter()
         self._seconds: Counter[tuple[str, str]] = Counter()
         self._unchanged = 0
+        self._used = False
 
     def __enter__(self) -> Self:
         global collecting
         with _lock:
-            if self in _open:
+            if self._used:
                 raise RuntimeError(
-                    "this recompile_stats() block is open already; call recompile_stats() again "
-                    "for a second count"
+                    "this recompile_stats() block is open or was used already; call "
+                    "recompile_stats() again for a second count"
                 )
+            self._used = True
             if not _open:
                 _watch_plain_modules()
             _open.append(self)
@@ -233,7 +245,7 @@ def generated(cause: str, seconds: float) -> None:
     """Count a generation by a lazy module. Call only while ``collecting``."""
     frame = _caller()
     name = "" if frame is None else frame.f_globals.get("__name__", "")
-    key = (next((c for prefix, c in _REFINED if name.startswith(prefix)), cause), _place(frame))
+    key = (next((c for package, c in _REFINED if _is_in(name, (package,))), cause), _place(frame))
     with _lock:
         for stats in _open:
             stats._done[key] += 1
@@ -250,6 +262,17 @@ def unchanged() -> None:
 _plain_recompile: Any = None
 
 
+class _PlainNow(threading.local):
+    """The plain modules this thread is recompiling, and the seconds their children took."""
+
+    def __init__(self) -> None:
+        self.modules: list[fx.GraphModule] = []
+        self.children = 0.0
+
+
+_plain_now = _PlainNow()
+
+
 def _watch_plain_modules() -> None:
     global _plain_recompile
     from ._graph_module import LazyGraphModule
@@ -258,11 +281,21 @@ def _watch_plain_modules() -> None:
     clock = time.perf_counter
 
     def recompile(self: fx.GraphModule) -> Any:
-        if isinstance(self, LazyGraphModule):
-            return kept(self)  # counted where it was asked for
+        inside = _plain_now.modules
+        if isinstance(self, LazyGraphModule) or self in inside or not collecting:
+            # Counted where it was asked for; or by another wrapper of ours, around a patch that
+            # somebody made and left in place.
+            return kept(self)
+        inside.append(self)
+        outer, _plain_now.children = _plain_now.children, 0.0
         start = clock()
-        code = kept(self)
-        seconds = clock() - start
+        try:
+            code = kept(self)
+        finally:
+            inside.pop()
+            elapsed = clock() - start
+            seconds = elapsed - _plain_now.children  # those count their own
+            _plain_now.children = outer + elapsed
         place = _place(_caller())
         with _lock:
             for stats in _open:
@@ -284,9 +317,16 @@ def _stop_watching() -> None:
 def _caller() -> FrameType | None:
     """The nearest frame that belongs neither to lazyfx-core nor to the machinery around it."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(_BETWEEN):
+    while frame is not None and (
+        _is_in(frame.f_globals.get("__name__", ""), _BETWEEN)
+        or frame.f_code.co_filename.startswith("<eval_with_key>")
+    ):
         frame = frame.f_back
     return frame
+
+
+def _is_in(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in packages)
 
 
 def _place(frame: FrameType | None) -> str:

@@ -77,7 +77,10 @@ def build(
     if template is None or template.constructors != _constructors():
         template = _make_template()
     cls = type(module)
-    if not template.values or not (cls.__base__ is template.usual or _may_use_template(cls)):
+    targets = [str(node.target) for node in attribute_nodes(graph)]
+    if not template.values or not template.values.keys().isdisjoint(targets):
+        return False  # torch copies such an attribute first and then writes over it
+    if not (cls.__base__ is template.usual or _may_use_template(cls, template.values)):
         return False
     if cls.__name__ != class_name:
         cls.__name__ = class_name
@@ -89,7 +92,6 @@ def build(
         template.tag(module)
     if isinstance(root, nn.Module):
         held["training"] = getattr(root, "training", held["training"])
-    targets = [str(node.target) for node in attribute_nodes(graph)]
     if targets or isinstance(root, nn.Module):
         copy_attributes(module, root, targets)
     held["_graph"] = graph
@@ -109,7 +111,7 @@ def prepare_deepcopy(module: LazyGraphModule, memo: dict[int, Any]) -> None:
     in the module's dictionary can refer back to the module, that dictionary as a whole.
     """
     held = vars(module)
-    graph = held["_graph"]
+    graph = module._graph  # built now if it was loaded and nobody has looked
     if id(graph) not in memo:
         memo[id(graph)] = copy_graph(graph, memo)
     copied: dict[str, Any] = {}
@@ -141,7 +143,7 @@ def _make_template() -> Template:
         values = blank_state()
         if not all(map(_can_be_shared_or_made, values.values())):
             values = {}
-    usual = LazyGraphModule if _may_use_template(LazyGraphModule) else None
+    usual = LazyGraphModule if _may_use_template(LazyGraphModule, values) else None
     _template = Template(values, constructors, usual)
     return _template
 
@@ -161,7 +163,7 @@ def _is_torchs_own(function: Any) -> bool:
     return where in (nn.Module.__module__, fx.GraphModule.__module__)
 
 
-def _may_use_template(cls: type[fx.GraphModule]) -> bool:
+def _may_use_template(cls: type[fx.GraphModule], values: Mapping[str, Any]) -> bool:
     """Whether nothing between ``cls`` and ``nn.Module`` does more than the constructors known."""
     mro = cls.__mro__
     above = mro.index(fx.GraphModule) + 1
@@ -170,4 +172,10 @@ def _may_use_template(cls: type[fx.GraphModule]) -> bool:
         and not cls.call_super_init
         and cls.__setattr__ is nn.Module.__setattr__
         and cls.graph is fx.GraphModule.graph
+        and not any(
+            hasattr(type(vars(base)[name]), "__set__")
+            for base in mro[: above - 1]
+            for name in vars(base).keys() & values.keys()
+            if name not in GENERATED_FIELDS
+        )
     )

@@ -11,8 +11,6 @@ from ._structure import describe
 from .errors import NotAGraphModuleError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import nn
 
 
@@ -22,7 +20,7 @@ def get_graph_module_cls() -> type[fx.GraphModule]:
 
 
 def make_graph_module(
-    root: nn.Module | Mapping[str, Any],
+    root: nn.Module | dict[str, Any],
     graph: fx.Graph,
     class_name: str = "GraphModule",
     *,
@@ -58,7 +56,10 @@ def make_graph_module(
             f"make_graph_module(graph=...) takes a torch.fx.Graph, got {describe(graph)}; "
             "pass gm.graph of a GraphModule"
         )
-    return cls(root, graph, class_name)  # type: ignore[arg-type]  # torch says dict, takes Mapping
+    if graph_module_cls is fx.GraphModule and _torch_fx.wide_installed():
+        with _flags.force_skip_lazy_graph_module():
+            return cls(root, graph, class_name)  # type: ignore[arg-type]
+    return cls(root, graph, class_name)  # type: ignore[arg-type]
 
 
 def remove_seam() -> None:

@@ -17,16 +17,20 @@ The rule, first match wins:
 context variable set inside leaks to the caller while the generator is suspended. A block that was
 entered in a generator is in force only while that generator runs. The exception is a generator
 that *is* a context manager (``contextlib.contextmanager``, a pytest fixture): it is suspended
-precisely so that its caller sees the setting, and the block counts as the caller's.
+precisely so that its caller sees the setting, and the block counts as the caller's. What is still
+the case: a block that a function enters for the generator that called it (an ``ExitStack`` passed
+down) counts as the caller's, and a generator that is resumed in another thread or task than the one
+it entered the block in does not take the block along.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from torch import fx
 
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType, TracebackType
 
+_F = TypeVar("_F", bound="Callable[..., Any]")
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 # Whoever drives a generator from here does so to use it as a context manager.
 _CONTEXT_MANAGERS = ("contextlib", "_pytest.", "pluggy.", "pytest_asyncio", "anyio.")
@@ -75,11 +80,41 @@ class _Setting(ContextDecorator):
         traceback: TracebackType | None,
     ) -> None:
         entries = list(_entered.get())
-        for position in range(len(entries) - 1, -1, -1):
-            if entries[position].setting is self:
-                del entries[position]
-                break
+        generator = _enclosing_generator(sys._getframe(1))
+        mine = [place for place, entry in enumerate(entries) if entry.setting is self]
+        here = [place for place in mine if entries[place].generator is generator]
+        if mine:
+            del entries[(here or mine)[-1]]
         _entered.set(tuple(entries))
+
+    def __call__(self, function: _F) -> _F:
+        """Decorate a function, a coroutine function or a generator function.
+
+        Raises:
+            TypeError: It is an async generator function.
+        """
+        if inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"{self!r} cannot decorate the async generator {function.__qualname__!r}; use "
+                f"`with {self!r}:` inside of it"
+            )
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def run(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+        elif inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return (yield from function(*args, **kwargs))
+
+        else:
+            return super().__call__(function)
+        return run  # type: ignore[return-value]
 
     def __repr__(self) -> str:
         if self.skip:
@@ -94,8 +129,9 @@ def use_lazy_graph_module(should_use: bool = True, *, everywhere: bool = False) 
     """While entered, torch builds :class:`LazyGraphModule` (or, with ``False``, plain modules).
 
     Works as a ``with`` block and as a decorator; reaches ``symbolic_trace``, ``make_fx``,
-    ``Transformer``, Dynamo, the AOT partitioners, ``split_module`` and unpickling of plain
-    modules, in this thread, asyncio task or generator only.
+    ``Transformer``, Dynamo, the AOT partitioners (the backward graph of the min-cut one only with
+    ``everywhere=True``), ``split_module`` and unpickling of plain modules, in this thread, asyncio
+    task or generator only.
 
     Args:
         should_use: ``True`` for lazy modules, ``False`` for plain ones even where torch would
@@ -188,8 +224,9 @@ def _enclosing_generator(frame: FrameType | None) -> FrameType | None:
             frame = frame.f_back
         elif frame.f_code.co_flags & _GENERATOR:
             driver = frame.f_back
-            if driver is None or not driver.f_globals.get("__name__", "").startswith(
-                _CONTEXT_MANAGERS
+            if driver is None or not (
+                driver.f_code.co_name in _ENTERING
+                or driver.f_globals.get("__name__", "").startswith(_CONTEXT_MANAGERS)
             ):
                 return frame
             frame = driver

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx.graph import PythonCode
 
-from ._torch_fx import dynamo_constant
+from ._torch_fx import SWITCH_DYNAMO, dynamo_constant, hide_from_dynamo
 from .errors import LazyFxError
 
 if TYPE_CHECKING:
@@ -41,12 +41,32 @@ One lock for all modules: ``Graph.python_code`` mutates nodes, and modules may s
 Reentrant: generating one module may observe another.
 """
 
+_LONGEST_WAIT = 10.0  # seconds
+_holds_for_fork = False
+
+
+def _before_fork() -> None:
+    global _holds_for_fork
+    _holds_for_fork = GENERATION_LOCK.acquire(timeout=_LONGEST_WAIT)
+
+
+def _after_fork() -> None:
+    if _holds_for_fork:
+        GENERATION_LOCK.release()
+
+
+def _in_forked_child() -> None:
+    if _holds_for_fork:
+        GENERATION_LOCK.release()
+    else:
+        GENERATION_LOCK._at_fork_reinit()  # type: ignore[attr-defined]  # as threading does
+
+
 if hasattr(os, "register_at_fork"):
-    # A child forked while another thread generates would inherit a lock nobody can release.
+    # A child forked while another thread generates would inherit a lock nobody can release, and a
+    # module in between two states. If that thread itself waits for the fork, waiting is no use.
     os.register_at_fork(
-        before=GENERATION_LOCK.acquire,
-        after_in_parent=GENERATION_LOCK.release,
-        after_in_child=GENERATION_LOCK.release,
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_forked_child
     )
 
 
@@ -58,16 +78,23 @@ def ensure_generated(module: LazyGraphModule, cause: str) -> int:
         1 if the real function has to be taken from the state, as the class keeps its descriptors;
         0 if it is on the class.
     """
-    state = type(module)._lazyfx
+    from . import _generation, _verify
+
+    state = type(module).__lazyfx__
     if state.stale:
-        module._generate(cause)
+        dynamo = None if SWITCH_DYNAMO is None else SWITCH_DYNAMO(None)
+        try:
+            _generation.generate_if_stale(module, cause)
+        finally:
+            if SWITCH_DYNAMO is not None:
+                SWITCH_DYNAMO(dynamo)
     elif state.verify:
-        module._verify()
+        _verify.check(module)
     elif cause in ("forward", "call"):
         # The module is fresh and yet its descriptor was found: somebody who had saved it put it
         # back (mock.patch.object on the class does).
-        module._reinstall()
-    state = type(module)._lazyfx
+        _generation.install_generated(module)
+    state = type(module).__lazyfx__
     return 1 if state.verify and not state.stale else 0
 
 
@@ -80,10 +107,10 @@ class StaleForward:
         if obj is None:
             module = _alive(owner, "forward")
             if ensure_generated(module, "forward"):
-                return type(module)._lazyfx.generated.forward  # type: ignore[union-attr]
+                return type(module).__lazyfx__.generated.forward  # type: ignore[union-attr]
             return type(module).forward
         if ensure_generated(obj, "forward"):
-            return type(obj)._lazyfx.generated.forward.__get__(obj, owner)  # type: ignore[union-attr]
+            return type(obj).__lazyfx__.generated.forward.__get__(obj, owner)  # type: ignore[union-attr]
         return type(obj).forward.__get__(obj, owner)
 
 
@@ -96,15 +123,18 @@ class StaleCall:
         if obj is None:
             module = _alive(owner, "__call__")
             if ensure_generated(module, "call"):
-                return type(module)._lazyfx.generated.call  # type: ignore[union-attr]
+                return type(module).__lazyfx__.generated.call  # type: ignore[union-attr]
             return type(module).__call__
         if ensure_generated(obj, "call"):
-            return type(obj)._lazyfx.generated.call.__get__(obj, owner)  # type: ignore[union-attr]
+            return type(obj).__lazyfx__.generated.call.__get__(obj, owner)  # type: ignore[union-attr]
         return type(obj).__call__.__get__(obj, owner)
 
 
 STALE_FORWARD = StaleForward()
 STALE_CALL = StaleCall()
+hide_from_dynamo(ensure_generated, with_calls=True)
+hide_from_dynamo(StaleForward.__get__)
+hide_from_dynamo(StaleCall.__get__)
 
 
 class GeneratedField:
@@ -120,7 +150,11 @@ class GeneratedField:
             held = vars(obj)
             if held.get(self._name) is None:  # torch reads what it has just written: not a look
                 ensure_generated(obj, "code")
-            if held.get(self._name) is not None or type(obj)._lazyfx.generated is not None:
+            made = type(obj).__lazyfx__.generated
+            if held.get(self._name) is None and made is not None:
+                # The dictionary of another module was put in place of its own.
+                held[self._name] = made.fields.get(self._name)
+            if held.get(self._name) is not None or made is not None:
                 return held.get(self._name)
         holder = owner.__name__ if owner is not None else type(obj).__name__
         raise AttributeError(f"{holder!r} object has no attribute {self._name!r}")
@@ -145,6 +179,10 @@ class DynamoTap:
             with contextlib.suppress(LazyFxError):  # a real look will say what is wrong
                 ensure_generated(obj, "dynamo")
         raise AttributeError(self._name)
+
+
+hide_from_dynamo(GeneratedField.__get__)
+hide_from_dynamo(DynamoTap.__get__)
 
 
 class LazyPythonCode(PythonCode):
@@ -175,7 +213,7 @@ class _PendingField:
         module = None if obj is None else vars(obj).get("_lazyfx_module")
         if obj is not None and module is not None:
             ensure_generated(module, "python_code")
-            made = type(module)._lazyfx.generated
+            made = type(module).__lazyfx__.generated
             if made is not None and self._name not in vars(obj):
                 obj.fill(made.code)  # an interrupt came between generating and filling
         if obj is not None and self._name in vars(obj):
@@ -188,7 +226,7 @@ for _field in dataclasses.fields(PythonCode):
 
 
 def _alive(owner: Any, name: str) -> LazyGraphModule:
-    reference = owner._lazyfx.owner
+    reference = owner.__lazyfx__.owner
     module: LazyGraphModule | None = None if reference is None else reference()
     if module is None:
         raise AttributeError(

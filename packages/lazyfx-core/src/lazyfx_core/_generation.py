@@ -1,7 +1,7 @@
 """Stale to fresh and back: the two transitions of a lazy module, under one lock.
 
 *Stale*: the class of the module holds the descriptors of :mod:`lazyfx_core._forward`, the fields
-that generation writes are absent. *Fresh*: the class holds the generated functions. Whatever
+that generation writes are None. *Fresh*: the class holds the generated functions. Whatever
 fails or interrupts on the way leaves the module stale, never half of each.
 
 What somebody put on the class by hand while the module was stale stays in force until the next
@@ -16,24 +16,56 @@ from typing import TYPE_CHECKING, Any
 
 from . import _codegen_stats
 from ._forward import GENERATION_LOCK, STALE_CALL, STALE_FORWARD, LazyPythonCode
-from ._instance_class import QUALNAME, Generated, own_classes, own_state
-from ._snapshot import is_unchanged, take_snapshot
+from ._instance_class import QUALNAME, Generated, own_classes, own_state, with_own_class
+from ._snapshot import is_unchanged, keep_snapshot, kept_snapshot, take_snapshot
 from ._structure import check_graph
-from ._torch_fx import GENERATED_FIELDS
+from ._torch_fx import GENERATED_FIELDS, inside_dynamo
 from ._torch_graph import node_count
 from ._torch_sources import release_with
-from .errors import CodeGenerationError
+from .errors import CodeGenerationError, LazyFxError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch.fx.graph import PythonCode
 
     from ._graph_module import LazyGraphModule
 
 
+_torch_recompile: Callable[[LazyGraphModule], PythonCode]
+
+
+def set_torch_recompile(recompile: Callable[[LazyGraphModule], PythonCode]) -> None:
+    """Say how torch generates; the class of lazy modules knows, which is defined later."""
+    global _torch_recompile
+    _torch_recompile = recompile
+
+
+def generate_if_stale(module: LazyGraphModule, cause: str) -> None:
+    """Generate the code of ``module`` if it is stale and has been asked for code.
+
+    Raises:
+        InvalidGraphError, CodeGenerationError: See ``LazyGraphModule``.
+    """
+    with GENERATION_LOCK:
+        state = type(module).__lazyfx__
+        if state.stale and not state.unasked:
+            try:
+                bring_up_to_date(module, cause)
+            except AttributeError as error:  # nn.Module.__getattr__ would swallow it
+                if isinstance(error, LazyFxError):
+                    raise
+                raise CodeGenerationError(
+                    f"looking at {type(module).__name__!r} failed with AttributeError: {error}; "
+                    "the module stays stale"
+                ) from error
+
+
 def mark_stale(module: LazyGraphModule) -> PythonCode:
     """Make every look generate, in constant time. Call with the generation lock held."""
     cls = type(module)
-    if cls.__qualname__ != QUALNAME:  # somebody subclassed the instance's class
+    if cls.__qualname__ != QUALNAME:  # somebody subclassed the instance's class, or replaced it
+        cls = with_own_class(module, STALE_FORWARD, STALE_CALL)
         for owned in own_classes(cls):
             owned.forward, owned.__call__ = STALE_FORWARD, STALE_CALL  # type: ignore[assignment]
             own_state(owned).stale = True
@@ -42,13 +74,15 @@ def mark_stale(module: LazyGraphModule) -> PythonCode:
         cls.forward = STALE_FORWARD  # type: ignore[assignment]
     if attributes.get("__call__") is not STALE_CALL:
         cls.__call__ = STALE_CALL  # type: ignore[assignment]
-    state = cls._lazyfx
+    state = cls.__lazyfx__
     held = module.__dict__
     if not state.stale or state.unasked or held.get("_code", "absent") is not None:
         state.unasked = False
         state.stale = True  # not before the descriptors are in place: an interrupt may come
         for name in GENERATED_FIELDS:
             held[name] = None  # stale values must not be readable
+        state.by_dynamo = inside_dynamo()
+    state.superseded = None
     old = state.generated
     if old is not None and not state.verify and node_count(held["_graph"]) != old.nodes:
         state.generated = None  # lets go of code, source and erased nodes
@@ -82,10 +116,17 @@ def bring_up_to_date(module: LazyGraphModule, cause: str) -> PythonCode:
                 if "__call__" in vars(owned):
                     del owned.__call__
             made = state.generated
-            if made is None or not is_unchanged(made.snapshot, module._graph):
+            graph = module._graph
+            snapshot = None if made is None else kept_snapshot(graph, made)
+            if made is None or snapshot is None or not is_unchanged(snapshot, graph):
+                # Whoever looks may be Dynamo, in the middle of checking a guard that belongs to the
+                # old code: that has to live until somebody edits the graph again.
+                state.superseded = made
                 made = state.generated = _generate_anew(module, cls, cause)
-            elif _codegen_stats.collecting and state.stale:
-                _codegen_stats.unchanged()
+            elif state.stale:
+                made.renew()
+                if _codegen_stats.collecting:
+                    _codegen_stats.unchanged()
             module.__dict__.update(made.fields)
             cls.forward = STALE_FORWARD if state.verify else made.forward  # type: ignore[assignment]
             cls.__call__ = STALE_CALL if state.verify else made.call  # type: ignore[assignment]
@@ -106,8 +147,8 @@ def install_generated(module: LazyGraphModule) -> None:
     """Put the generated functions of a fresh module where a descriptor still stands."""
     with GENERATION_LOCK:
         cls = type(module)
-        made = cls._lazyfx.generated
-        if cls._lazyfx.stale or made is None:
+        made = cls.__lazyfx__.generated
+        if cls.__lazyfx__.stale or made is None:
             return
         if cls.__dict__.get("forward") is STALE_FORWARD:
             cls.forward = made.forward
@@ -119,21 +160,28 @@ def _generate_anew(module: LazyGraphModule, cls: type[LazyGraphModule], cause: s
     """Let torch generate, and take what it made."""
     start = time.perf_counter() if _codegen_stats.collecting else None
     check_graph(module._graph)
+    snapshot = take_snapshot(module._graph)  # first: generating may edit the graph
     try:
-        code = module._generate_with_torch()
+        code = _torch_recompile(module)
     except Exception as error:
         raise CodeGenerationError(
             f"torch could not generate code for {cls.__name__!r}: "
             f"{type(error).__name__}: {error}; the module stays stale: mend its graph and "
             "look again (gm.graph.lint() and print(gm.graph) may help)"
         ) from error
+    if inside_dynamo() and not cls.__lazyfx__.by_dynamo:
+        # Dynamo marks whatever is generated while it compiles as not to be compiled. This module is
+        # somebody else's, who only looked late: code that nobody has marked takes its place.
+        forward = vars(cls)["forward"]
+        forward.__code__ = forward.__code__.replace()
     made = Generated(
-        take_snapshot(module._graph),
+        snapshot.nodes,
         code,
         {name: vars(module)[name] for name in GENERATED_FIELDS},
         vars(cls)["forward"],
         vars(cls)["__call__"],
     )
+    keep_snapshot(module._graph, made, snapshot)
     release_with(made.forward.__code__)
     if start is not None:
         _codegen_stats.generated(cause, time.perf_counter() - start)

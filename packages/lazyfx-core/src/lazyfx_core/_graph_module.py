@@ -25,12 +25,14 @@ from torch import fx, nn
 from torch.fx.graph import CodeGen
 
 from . import _codegen_stats, _construct, _package, _pickle, _verify
+from ._deferred import DEFERRED_GRAPH
 from ._forward import GENERATION_LOCK, STALE_CALL, STALE_FORWARD, DynamoTap, GeneratedField
 from ._generation import (
     bring_up_to_date,
-    install_generated,
+    generate_if_stale,
     leave_to_subclass,
     mark_stale,
+    set_torch_recompile,
 )
 from ._instance_class import (
     ClassPool,
@@ -40,12 +42,10 @@ from ._instance_class import (
 )
 from ._structure import check_targets_exist, describe
 from ._torch_fx import DYNAMO_ASKS_FIRST, GENERATED_FIELDS, torch_reduction
-from ._torch_graph import pytree_specs
-from .errors import CodeGenerationError, NotAGraphModuleError
+from ._torch_graph import depends_on_the_moment, pytree_specs
+from .errors import NotAGraphModuleError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch.fx.graph import PythonCode
     from torch.package import PackageExporter
 
@@ -58,8 +58,8 @@ class LazyGraphModule(fx.GraphModule):
     generation, so a pipeline of many rewrites pays for one generation instead of one per rewrite.
 
     Args:
-        root: Module, or mapping from qualified names to attributes, from which everything the
-            graph refers to is taken. Shared, not copied.
+        root: Module, or dict from qualified names to attributes, from which everything the graph
+            refers to is taken. Shared, not copied.
         graph: The graph. Owned from now on: ``graph.owning_module`` becomes this module.
         class_name: Shown in error messages and ``repr``.
         verify: Compare the graph with the code at every call and every look at ``forward``, and
@@ -99,7 +99,7 @@ class LazyGraphModule(fx.GraphModule):
         "needs_recompile",
     ]
 
-    _lazyfx: ClassVar[State]
+    __lazyfx__: ClassVar[State]
 
     if not TYPE_CHECKING:
         # Declared for the interpreter only: they are the same attributes fx.GraphModule has.
@@ -113,12 +113,12 @@ class LazyGraphModule(fx.GraphModule):
         base = cls if cls is LazyGraphModule else user_class(cls)
         own = _classes.take(base)
         self = super(fx.GraphModule, base).__new__(own)
-        own._lazyfx.owner = weakref.ref(self)
+        own.__lazyfx__.owner = weakref.ref(self)
         return self  # type: ignore[return-value]  # own is a subclass of base
 
     def __init__(
         self,
-        root: nn.Module | Mapping[str, Any],
+        root: nn.Module | dict[str, Any],
         graph: fx.Graph,
         class_name: str = "GraphModule",
         *,
@@ -145,24 +145,26 @@ class LazyGraphModule(fx.GraphModule):
                 or self.__dict__["_modules"]
                 or type(graph._codegen) is not CodeGen
                 or theirs
+                or not type(self).__lazyfx__.stale  # somebody calls the constructor once more
+                or depends_on_the_moment(graph)
             ):
                 self.recompile()  # otherwise there is nothing to mark: it was born stale
         except (AttributeError, KeyError, RuntimeError):
             check_targets_exist(root, graph)  # says it better, if that is what went wrong
             raise
         if verify or _verify.asked_for():
-            type(self)._lazyfx.verify = True
+            type(self).__lazyfx__.verify = True
 
     # --- laziness ---------------------------------------------------------------------------
 
     @property
     def needs_recompile(self) -> bool:
         """Whether the module is stale. Looking at this does not generate anything."""
-        return type(self)._lazyfx.stale
+        return type(self).__lazyfx__.stale
 
     def _needs_recompile(self) -> bool:
         """:attr:`needs_recompile` under the name that torch's private class uses."""
-        return type(self)._lazyfx.stale
+        return type(self).__lazyfx__.stale
 
     def recompile(self) -> PythonCode:
         """Mark the module stale, in time that does not depend on the size of the graph.
@@ -183,39 +185,22 @@ class LazyGraphModule(fx.GraphModule):
                     if isinstance(child, fx.GraphModule):
                         child.recompile()
             graph = held["_graph"]
-            if type(graph._codegen) is not CodeGen:
+            if graph is not None and type(graph._codegen) is not CodeGen:
                 specs = pytree_specs(graph)
                 if specs is not None:
                     self._in_spec, self._out_spec = specs
-            return mark_stale(self)
+            pending = mark_stale(self)
+            if graph is not None and depends_on_the_moment(graph):
+                generate_if_stale(self, "transform")
+            return pending
 
     def real_recompile(self) -> None:
         """Generate the code now if the module is stale; otherwise do nothing."""
-        self._generate("real_recompile")
+        generate_if_stale(self, "real_recompile")
 
     def _real_recompile(self) -> PythonCode:
         """Make the code fit the graph now, stale or not, and return it (torch's protocol)."""
         return bring_up_to_date(self, "real_recompile")
-
-    def _generate(self, cause: str) -> None:
-        with GENERATION_LOCK:
-            if type(self)._lazyfx.stale and not type(self)._lazyfx.unasked:
-                try:
-                    bring_up_to_date(self, cause)
-                except AttributeError as error:  # nn.Module.__getattr__ would swallow it
-                    raise CodeGenerationError(
-                        f"looking at {type(self).__name__!r} failed with AttributeError: {error}; "
-                        "the module stays stale"
-                    ) from error
-
-    def _generate_with_torch(self) -> PythonCode:
-        return super().recompile()
-
-    def _reinstall(self) -> None:
-        install_generated(self)
-
-    def _verify(self) -> None:
-        _verify.check(self)
 
     def _recompile_submodules(self) -> list[tuple[str, PythonCode]]:
         # recompile() has told the children already; telling them again while generating would
@@ -247,7 +232,7 @@ class LazyGraphModule(fx.GraphModule):
                 if name not in GENERATED_FIELDS
             }
         )
-        new._adopt(gm.graph, type(gm).__name__)
+        adopt(new, gm.graph, type(gm).__name__)
         return new
 
     @staticmethod
@@ -261,26 +246,15 @@ class LazyGraphModule(fx.GraphModule):
         if isinstance(gm, LazyGraphModule):
             gm.real_recompile()
 
-    def _adopt(self, graph: fx.Graph, class_name: str) -> None:
-        """Own ``graph`` and be stale, without the scan of the nodes that ``__init__`` makes."""
-        if _codegen_stats.collecting:
-            _codegen_stats.asked()
-        type(self).__name__ = class_name
-        with GENERATION_LOCK:
-            self.__dict__["_graph"] = graph
-            graph.owning_module = self
-            if type(self).recompile is LazyGraphModule.recompile:
-                mark_stale(self)
-            else:
-                leave_to_subclass(self)
-                self.recompile()
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in ("__lazyfx__", DYNAMO_ASKS_FIRST)]
 
     def __copy__(self) -> Self:
         """A module over the same graph and the same state, of the same class, and stale."""
         new = type(self).__new__(type(self))
         LazyGraphModule.__init__(new, self, self.graph, type(self).__name__)
         new.meta = self.meta
-        type(new)._lazyfx.verify = type(self)._lazyfx.verify
+        type(new).__lazyfx__.verify = type(self).__lazyfx__.verify
         return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -288,7 +262,7 @@ class LazyGraphModule(fx.GraphModule):
         _construct.prepare_deepcopy(self, memo)
         new = super().__deepcopy__(memo)
         type(new).__name__ = type(self).__name__
-        type(new)._lazyfx.verify = type(self)._lazyfx.verify  # type: ignore[attr-defined]
+        type(new).__lazyfx__.verify = type(self).__lazyfx__.verify  # type: ignore[attr-defined]
         return new  # type: ignore[return-value]  # torch makes it with type(self).__new__
 
     def _deepcopy_init(self) -> Any:
@@ -296,7 +270,7 @@ class LazyGraphModule(fx.GraphModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """The instance dictionary with generated fields, for torch's ``GraphPickler``."""
-        self._generate("pickle")
+        generate_if_stale(self, "pickle")
         return self.__dict__.copy()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -322,6 +296,37 @@ class LazyGraphModule(fx.GraphModule):
         return _package.reduce_module(self, exporter)
 
 
+def adopt(gm: LazyGraphModule, graph: fx.Graph, class_name: str) -> None:
+    """Let ``gm`` own ``graph`` and be stale, without the scan of nodes that ``__init__`` makes."""
+    if _codegen_stats.collecting:
+        _codegen_stats.asked()
+    cls = type(gm)
+    cls.__name__ = class_name
+    with GENERATION_LOCK:
+        gm.__dict__["_graph"] = graph
+        graph.owning_module = gm
+        if cls.recompile is LazyGraphModule.recompile:
+            mark_stale(gm)
+        else:
+            leave_to_subclass(gm)
+            gm.recompile()
+
+
+def adopt_stored(gm: LazyGraphModule, graph: _pickle.DeferredGraph, class_name: str) -> None:
+    """Let ``gm`` own a graph that is built when somebody looks at it."""
+    cls = type(gm)
+    if cls.recompile is not LazyGraphModule.recompile:
+        adopt(gm, graph.build(gm), class_name)
+        return
+    if _codegen_stats.collecting:
+        _codegen_stats.asked()
+    cls.__name__ = class_name
+    with GENERATION_LOCK:
+        cls.__lazyfx__.deferred = graph
+        cls._graph = DEFERRED_GRAPH  # type: ignore[assignment]
+        mark_stale(gm)
+
+
 def require_graph_module(value: object, where: str) -> None:
     """Raise :class:`NotAGraphModuleError` unless ``value`` is a ``torch.fx.GraphModule``.
 
@@ -341,5 +346,6 @@ def require_graph_module(value: object, where: str) -> None:
     )
 
 
+set_torch_recompile(lambda module: super(LazyGraphModule, module).recompile())
 _classes = ClassPool(LazyGraphModule, STALE_FORWARD, STALE_CALL)
 LazyGraphModule.__del__ = finalizer(_classes.give_back)  # type: ignore[attr-defined]

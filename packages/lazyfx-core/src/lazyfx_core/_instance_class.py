@@ -2,7 +2,7 @@
 
 ``fx.GraphModule`` gives each instance a class, because ``forward`` differs from instance to
 instance. torch hashes a module's ``__dict__`` for its compile caches, so what lazyfx knows about a
-module lives on that class too: one :class:`State` under the name ``_lazyfx``. A class is born
+module lives on that class too: one :class:`State` under the name ``__lazyfx__``. A class is born
 stale, with the descriptors of :mod:`lazyfx_core._forward` in its dictionary, which makes it ready
 in one ``type(...)`` call. Something may subclass it later (``torch.nn.utils.parametrize`` does);
 every such class gets a state of its own when it first needs one.
@@ -10,19 +10,23 @@ every such class gets a state of its own when it first needs one.
 Making a class is two thirds of what building a small module costs, and a class is freed only by
 the garbage collector. A class is therefore used again when its module died without ever having
 been looked at, which is the life of most intermediate modules of a pass pipeline. It has no
-history then: no generated code, hence nothing compiled by Dynamo or scripted. It is kept only if
-nobody else holds it (counted references and weak references, the latter being how Dynamo's guards
-hold classes) and nobody changed it.
+history then: no generated code, hence nothing compiled by Dynamo or scripted. It is used only if by
+then the module is gone for good, nobody else holds the class (counted references and weak
+references, the latter being how Dynamo's guards hold classes) and nobody changed it.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 import sysconfig
 import weakref
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
+
+from ._torch_fx import inside_dynamo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
     from torch.fx.graph import PythonCode
 
     from ._graph_module import LazyGraphModule
-    from ._snapshot import Snapshot
+    from ._pickle import DeferredGraph
 
 _IMPL = "GraphModuleImpl"
 QUALNAME = f"GraphModule.__new__.<locals>.{_IMPL}"
@@ -39,41 +43,66 @@ _KEPT_CLASSES = 256
 
 
 class Generated:
-    """What one generation made, and the graph it was made from.
+    """What one generation made.
 
-    Kept so that a ``recompile()`` of a graph that did not change costs a comparison.
+    Kept so that a ``recompile()`` of a graph that did not change costs a comparison. What it is
+    compared with, the snapshot, belongs to the graph: classes are kept by many (``torch.jit`` never
+    lets go of one), and must not keep nodes, hence modules and weights, alive.
     """
 
-    __slots__ = ("call", "code", "fields", "forward", "nodes", "snapshot")
+    __slots__ = ("__weakref__", "_pristine", "call", "code", "fields", "forward", "nodes")
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        nodes: int,
         code: PythonCode,
         fields: dict[str, Any],
-        forward: Callable[..., Any],
+        forward: FunctionType,
         call: Callable[..., Any],
     ) -> None:
-        self.snapshot = snapshot
-        self.nodes = snapshot.nodes
+        self.nodes = nodes
         self.code = code
         self.fields = fields
         self.forward = forward
         self.call = call
+        self._pristine = (_copied(vars(code)), _copied(fields), dict(forward.__globals__))
+
+    def renew(self) -> None:
+        """Make everything anew that somebody may have changed, around the same code object."""
+        old = self.forward
+        code, fields, names = self._pristine
+        self.forward = FunctionType(
+            old.__code__, dict(names), old.__name__, old.__defaults__, old.__closure__
+        )
+        self.forward.__annotations__ = dict(old.__annotations__)
+        self.forward.__kwdefaults__ = old.__kwdefaults__
+        self.fields = _copied(fields)
+        self.code = copy.copy(self.code)
+        vars(self.code).update(_copied(code))
+
+
+def _copied(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: dict(v) if type(v) is dict else v for name, v in values.items()}
 
 
 class State:
     """What is known about one module, held by its class. Guarded by ``GENERATION_LOCK``."""
 
-    __slots__ = ("generated", "owner", "pending", "stale", "unasked", "verify")
+    __slots__ = (
+        *("by_dynamo", "deferred", "generated", "owner", "pending", "stale"),
+        *("superseded", "unasked", "verify"),
+    )
 
     def __init__(self) -> None:
         self.owner: weakref.ref[LazyGraphModule] | None = None
         self.stale = True
+        self.by_dynamo = False  # who asked for code: Dynamo's own graphs are not compiled
         self.unasked = False  # a recompile() of the user's own has not asked for code yet
         self.verify = False
         self.pending: weakref.ref[Any] | None = None
         self.generated: Generated | None = None
+        self.superseded: Generated | None = None  # outlives the look that replaced it
+        self.deferred: DeferredGraph | None = None  # a stored graph nobody has looked at
 
 
 def user_class(cls: type[fx.GraphModule]) -> type[fx.GraphModule]:
@@ -95,16 +124,30 @@ def own_classes(cls: type[LazyGraphModule]) -> Iterator[type[LazyGraphModule]]:
             return
 
 
+def with_own_class(module: Any, forward: object, call: object) -> type[LazyGraphModule]:
+    """The class of ``module``, which gets one of its own if somebody assigned it a shared one."""
+    cls: type[LazyGraphModule] = type(module)
+    if not any(c.__qualname__.rpartition(".")[2] == _IMPL for c in cls.__mro__):
+        own = new_class(cls, forward, call)
+        own.__name__ = cls.__name__
+        own.__lazyfx__.owner = weakref.ref(module)
+        module.__class__ = own
+        cls = own
+    return cls
+
+
 def own_state(cls: type[LazyGraphModule]) -> State:
     """The state of exactly ``cls``; made from the inherited one if it has none yet."""
-    state: State | None = cls.__dict__.get("_lazyfx")
+    state: State | None = cls.__dict__.get("__lazyfx__")
     if state is None:
-        inherited = cls._lazyfx
+        inherited = cls.__lazyfx__
         state = State()
         state.owner = inherited.owner
         state.stale = inherited.stale
+        state.by_dynamo = inherited.by_dynamo
         state.verify = inherited.verify
-        cls._lazyfx = state
+        state.deferred = inherited.deferred
+        cls.__lazyfx__ = state
     return state
 
 
@@ -116,7 +159,7 @@ def new_class(base: type[fx.GraphModule], forward: object, call: object) -> type
         "__doc__": None,
         "forward": forward,
         "__call__": call,
-        "_lazyfx": State(),
+        "__lazyfx__": State(),
     }
     return type(_IMPL, (base,), namespace)
 
@@ -140,70 +183,79 @@ class ClassPool:
 
     def take(self, base: type[fx.GraphModule]) -> type[LazyGraphModule]:
         """A class for one new instance of ``base``."""
-        if self._free and base is self._base:
+        while self._free and base is self._base:
             try:
-                return self._free.pop()
+                cls = self._free.pop()
             except IndexError:  # another thread took the last one
-                pass
-        return new_class(base, self._forward, self._call)
+                break
+            references = sys.getrefcount(cls)
+            state = cls.__lazyfx__
+            # __del__ ran, and yet somebody may have got hold of the module in the same moment
+            # (through a weak reference that was still alive) and use it.
+            owner = None if state.owner is None else state.owner()
+            if owner is None and self._is_untouched(cls, references):
+                state.by_dynamo = inside_dynamo()
+                state.owner = state.pending = state.deferred = None
+                return cls
+        cls = new_class(base, self._forward, self._call)
+        if inside_dynamo():
+            cls.__lazyfx__.by_dynamo = True
+        return cls
 
-    def give_back(self, cls: type[LazyGraphModule], references: int) -> None:
-        """Keep ``cls``, the class of a module that is dying, if nobody can tell.
-
-        Args:
-            cls: The class.
-            references: As many as :func:`finalizer` counted.
-        """
-        held = cls.__dict__
-        state = held.get("_lazyfx")
+    def give_back(self, cls: type[LazyGraphModule]) -> None:
+        """Keep ``cls``, the class of a module that is dying; whether it is used is decided later."""
+        state = cls.__dict__.get("__lazyfx__")
         if (
             state is not None
             and state.stale
             and state.generated is None
-            and not state.verify
             and cls.__base__ is self._base
+            and len(self._free) < _KEPT_CLASSES
+        ):
+            self._free.append(cls)
+
+    def _is_untouched(self, cls: type[LazyGraphModule], references: int) -> bool:
+        held = cls.__dict__
+        state = held.get("__lazyfx__")
+        return (
+            state is not None
+            and state.stale
+            and state.generated is None
+            and not state.verify
             and (references, *_hold(cls)) == self._untouched
             and held.get("forward") is self._forward
             and held.get("__call__") is self._call
             and held.get("__doc__") is None
             and held.get("__module__") == _MODULE
             and cls.__qualname__ == QUALNAME
-            and len(self._free) < _KEPT_CLASSES
-        ):
-            state.owner = state.pending = None
-            self._free.append(cls)
+        )
 
     def _measure(self) -> tuple[int, ...]:
-        """What is counted for a class that only its instance holds; differs between Pythons."""
+        """What is counted for a class that nobody but :meth:`take` holds; differs by Python."""
         if sysconfig.get_config_var("Py_GIL_DISABLED"):
             return ()  # reference counts say nothing there: never used again
         seen: list[tuple[int, ...]] = []
-        probe: Any = type(
-            "Probe",
-            (),
-            {"__del__": finalizer(lambda cls, references: seen.append((references, *_hold(cls))))},
-        )
+        probe: Any = type("Probe", (), {})
         for _ in range(3):
-            cls: Any = new_class(probe, self._forward, self._call)
-            instance = cls()
+            free: list[Any] = [new_class(probe, self._forward, self._call)]
+            free[0]()
+            cls = free.pop()
+            references = sys.getrefcount(cls)
+            seen.append((references, *_hold(cls)))
             del cls
-            del instance
         return min(seen)
 
 
 def finalizer(
-    retire: Callable[[type[LazyGraphModule], int], None],
-    references: Callable[[object], int] = sys.getrefcount,
+    retire: Callable[[type[LazyGraphModule]], None],
 ) -> Callable[[LazyGraphModule], None]:
-    """A ``__del__`` that tells ``retire`` the class of what dies, and how often it is referred to.
+    """A ``__del__`` that hands the class of what dies to ``retire``.
 
-    Counted here and nowhere else: how many references a call adds depends on who evaluates frames
-    (Dynamo may). Needs no global name, since it may run when they are gone.
+    Needs no global name, since it may run when they are gone.
     """
 
     def __del__(self: LazyGraphModule) -> None:
-        cls = type(self)
-        retire(cls, references(cls))
+        retire(type(self))
 
     return __del__
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._pickle import module_state, restore_module
+from ._pickle import StoredGraph, module_state, restore_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch.package import PackageExporter, PackageImporter
 
     from ._graph_module import LazyGraphModule
-    from ._serialize import StoredGraph
 
 
 class instance_only:

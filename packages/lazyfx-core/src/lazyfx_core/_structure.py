@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from .errors import InvalidGraphError, NotAGraphModuleError
+from .errors import InvalidGraphError, MissingTargetError, NotAGraphModuleError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,7 +88,7 @@ def _bad_argument(graph: fx.Graph, node: fx.Node, argument: fx.Node) -> str:
 
 
 def check_targets_exist(root: nn.Module | Mapping[str, Any], graph: fx.Graph) -> None:
-    """Raise :class:`InvalidGraphError` naming the first node whose target ``root`` does not hold.
+    """Raise :class:`MissingTargetError` naming the first node whose target ``root`` does not hold.
 
     Args:
         root: The module, or the mapping from qualified names, that a GraphModule is built from.
@@ -101,14 +101,14 @@ def check_targets_exist(root: nn.Module | Mapping[str, Any], graph: fx.Graph) ->
             owner: Any = root
             for atom in node.target.split("."):
                 if not hasattr(owner, atom):
-                    raise InvalidGraphError(
+                    raise MissingTargetError(
                         f"{node.op} node {node.name!r} refers to {node.target!r}, but "
                         f"{describe(owner)} has no attribute {atom!r}; add it to the root module "
                         "before building the graph module"
                     )
                 owner = getattr(owner, atom)
         elif node.target not in root:
-            raise InvalidGraphError(
+            raise MissingTargetError(
                 f"{node.op} node {node.name!r} refers to {node.target!r}, which is not a key of "
                 f"the root mapping (keys: {sorted(root)[:10]}); add it"
             )

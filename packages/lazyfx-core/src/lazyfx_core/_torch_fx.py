@@ -21,6 +21,8 @@ private name                                       used for
 ``graph_module._CodeOnlyModule``                   what torch's deepcopy and unpickling pass
 ``_dynamo.mutation_guard.GenerationTracker``       tagging modules as Dynamo's constructor does
 ``fn._dynamo_marked_constant``                     lets Dynamo evaluate a call while tracing
+``_C._dynamo.eval_frame`` (the part in C)          keeping Dynamo from compiling the descriptors
+``graph_module._forward_from_src``                 Dynamo replaces it while it is compiling
 ``module.torchdynamo_force_dynamic``               tells that Dynamo is about to look at a module
 =================================================  =========================================
 
@@ -30,11 +32,14 @@ Seen to be there in torch 2.6 to 2.15; a release that moves one of the patched n
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch._C._dynamo.eval_frame as _eval_frame
 import torch.fx._lazy_graph_module as _torch_lazy
+import torch.fx.graph_module as _torch_graph_module
 from torch import fx
 from torch.fx.graph_module import (
     _assign_attr,
@@ -67,8 +72,24 @@ GENERATED_FIELDS = tuple(
 DYNAMO_ASKS_FIRST = "torchdynamo_force_dynamic"
 """The attribute that Dynamo asks of a module before it looks at the module's class."""
 
+SWITCH_DYNAMO: Callable[[Any], Any] | None = (
+    None
+    if hasattr(_eval_frame, "set_code_exec_strategy")
+    else getattr(_eval_frame, "set_eval_frame", None)
+)
+"""Up to torch 2.6: takes what is to look at frames, None for nobody, and returns what did before.
+
+There Dynamo cannot be told to leave alone what a function calls.
+"""
+
+_forward_from_src = _torch_graph_module._forward_from_src
+_IMPL_QUALNAME = "GraphModule.__new__.<locals>.GraphModuleImpl"
 _TARGET = "_get_graph_module_cls"
-_lock = threading.Lock()
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 _original: Callable[[], type[fx.GraphModule]] | None = None
 _replacement: Callable[[], type[fx.GraphModule]] | None = None
 _original_new: Any = None
@@ -86,12 +107,12 @@ def install(choose: ChooseClass) -> None:
             asks it; nothing was patched.
     """
     global _original, _replacement
-    if _replacement is not None:
+    if _replacement is not None and getattr(_torch_lazy, _TARGET, None) is not _original:
         return
     with _lock:
-        if _replacement is not None:
-            return
         original = getattr(_torch_lazy, _TARGET, None)
+        if _replacement is not None and original is not _original:
+            return  # installed, perhaps below a later patch; otherwise somebody put torch's back
         maker = getattr(_torch_lazy, "_make_graph_module", None)
         if not callable(original) or _TARGET not in _names_used_by(maker):
             raise SeamError(
@@ -119,14 +140,21 @@ def install_wide(replace: ReplaceClass) -> None:
             each instance; nothing was patched.
     """
     global _original_new, _replacement_new
-    if _replacement_new is not None:
-        return
     with _lock:
         if _replacement_new is not None:
-            return
+            if vars(fx.GraphModule).get("__new__") is not _original_new:
+                return
+            _original_new = _replacement_new = None  # somebody put torch's own back
         kept = vars(fx.GraphModule).get("__new__")
-        make = getattr(kept, "__func__", None)
-        if make is None or "__mro__" not in _names_used_by(make):
+        make = getattr(kept, "__func__", kept)
+        owner = getattr(make, "__module__", None)
+        if callable(make) and owner != fx.GraphModule.__module__:
+            raise SeamError(
+                f"torch.fx.GraphModule.__new__ was replaced by {owner}, so "
+                "use_lazy_graph_module(everywhere=True) cannot tell what a direct call builds; "
+                "enter the block before that patch is made, or leave everywhere out"
+            )
+        if not callable(make) or "__mro__" not in _names_used_by(make):
             raise SeamError(
                 f"torch {torch.__version__} has no GraphModule.__new__ that makes a class for each "
                 "instance, so use_lazy_graph_module(everywhere=True) cannot reach direct calls of "
@@ -135,7 +163,7 @@ def install_wide(replace: ReplaceClass) -> None:
 
         def new(cls: type[fx.GraphModule], *args: Any, **kwargs: Any) -> Any:
             if cls is fx.GraphModule or (
-                cls.__base__ is fx.GraphModule and cls.__qualname__.endswith("GraphModuleImpl")
+                cls.__base__ is fx.GraphModule and cls.__qualname__ == _IMPL_QUALNAME
             ):  # the latter from copies
                 other = replace()
                 if other is not None:
@@ -156,13 +184,13 @@ def remove() -> None:
     global _original, _replacement, _original_new, _replacement_new
     with _lock:
         current = getattr(_torch_lazy, _TARGET, None)
-        if _replacement is not None and current is not _replacement:
+        if _replacement is not None and current not in (_replacement, _original):
             raise SeamError(
                 f"{_torch_lazy.__name__}.{_TARGET} is now {current!r}, not what lazyfx-core "
                 "installed; remove the later patch first, then call remove_seam() again"
             )
         current = vars(fx.GraphModule).get("__new__")
-        if _replacement_new is not None and current is not _replacement_new:
+        if _replacement_new is not None and current not in (_replacement_new, _original_new):
             raise SeamError(
                 f"torch.fx.GraphModule.__new__ is now {current!r}, not what lazyfx-core "
                 "installed; remove the later patch first, then call remove_seam() again"
@@ -177,7 +205,12 @@ def remove() -> None:
 
 def installed() -> bool:
     """Whether torch asks lazyfx-core which class to build."""
-    return _replacement is not None
+    return _replacement is not None and getattr(_torch_lazy, _TARGET, None) is not _original
+
+
+def wide_installed() -> bool:
+    """Whether direct calls of ``fx.GraphModule`` ask lazyfx-core too."""
+    return _replacement_new is not None
 
 
 def torchs_choice() -> type[fx.GraphModule]:
@@ -261,10 +294,52 @@ def torch_reduction(body: dict[str, Any], code: fx.graph.PythonCode) -> tuple[An
     return (reduce_graph_module, (body, _format_import_block(code.globals, sys_importer)))
 
 
+def new_plain_module(cls: type[fx.GraphModule]) -> fx.GraphModule:
+    """An instance of ``cls`` that is not built yet, lazy only if ``cls`` is, whatever the flags."""
+    make = fx.GraphModule.__new__ if _original_new is None else _original_new.__func__
+    module: fx.GraphModule = (
+        make(cls) if cls.__new__ is fx.GraphModule.__new__ else cls.__new__(cls)
+    )
+    return module
+
+
+def set_graph(module: fx.GraphModule, graph: fx.Graph) -> None:
+    """Give ``graph`` to a module that has none; a plain one generates its code."""
+    module.__dict__["_graph"] = graph
+    graph.owning_module = module
+    module.recompile()
+
+
 def dynamo_constant(function: _F) -> _F:
     """Let Dynamo run ``function`` while tracing and take its result as a constant."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def hide_from_dynamo(function: Callable[..., Any], *, with_calls: bool = False) -> None:
+    """Never let Dynamo compile ``function`` as a frame of its own; it may still be traced into.
+
+    Dynamo compiles whatever Python runs while it is switched on, and checks the guards of what it
+    compiled by reading attributes. Where reading an attribute is what makes code be generated, the
+    compiled frame would pull the code from under its own guards.
+
+    Args:
+        function: A function in Python.
+        with_calls: Nor anything that it calls.
+    """
+    code = function.__code__
+    frames: Any = _eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):
+        skip = frames._FrameAction.SKIP
+        calls = skip if with_calls else frames._FrameAction.DEFAULT
+        frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skip, calls))
+    elif hasattr(frames, "skip_code"):  # up to torch 2.6
+        frames.skip_code(code)
+
+
+def inside_dynamo() -> bool:
+    """Whether Dynamo is compiling and marks all code that is generated now as not to be compiled."""
+    return _torch_graph_module._forward_from_src is not _forward_from_src
 
 
 def _names_used_by(function: object) -> tuple[str, ...]:

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _BoxedCodeGen = getattr(_torch_graph, "_BoxedCodeGen", CodeGen)  # came with torch 2.9
+# Methods of graphs and code generators that make text; somebody may replace one of them.
+_GENERATING = frozenset(
+    {
+        *("python_code", "_python_code", "_gen_python_code", "gen_fn_def", "generate_output"),
+        *("additional_globals", "process_inputs", "process_outputs"),
+    }
+)
 _KNOWN_CODEGENS = frozenset({CodeGen, _PyTreeCodeGen, _BoxedCodeGen})
 _map_arg: Callable[..., Any] = getattr(fx.node, "_fx_map_arg", map_arg)  # the one written in C
 
@@ -85,7 +92,8 @@ def codegen_fingerprint(graph: fx.Graph) -> tuple[object, ...] | None:
     codegen = graph._codegen
     if (
         type(codegen) not in _KNOWN_CODEGENS
-        or type(graph).python_code is not fx.Graph.python_code
+        or type(graph) is not fx.Graph
+        or not _GENERATING.isdisjoint(vars(graph))
         or any(map(callable, vars(codegen).values()))  # a body transformer, or a method put there
         or getattr(_config, "enrich_profiler_metadata", False)
         or os.environ.get("FX_GRAPH_SHOW_META") == "1"
@@ -98,7 +106,26 @@ def codegen_fingerprint(graph: fx.Graph) -> tuple[object, ...] | None:
     return (
         *(codegen, *held.values(), *names, *fields.values()),
         *_torch_graph._custom_builtins.values(),
+        *map(vars(fx.Graph).get, _GENERATING),
+        *map(vars(type(codegen)).get, _GENERATING),
+        *map(vars(CodeGen).get, _GENERATING),
     )
+
+
+def generator_parts(graph: fx.Graph) -> tuple[object, ...]:
+    """The code generator of ``graph`` and what it holds: what an edit of the graph can change."""
+    codegen = graph._codegen
+    held = vars(codegen)
+    pytree = held.get("pytree_info")
+    return (codegen, *held.values(), *(() if pytree is None else pytree.orig_args))
+
+
+def depends_on_the_moment(graph: fx.Graph) -> bool:
+    """Whether code generated later may differ although nobody edits anything until then.
+
+    A body transformer is there for the length of a ``with`` block.
+    """
+    return graph._codegen._body_transformer is not None
 
 
 def copy_graph(graph: fx.Graph, memo: dict[Any, Any]) -> fx.Graph:
@@ -138,6 +165,41 @@ def copy_graph(graph: fx.Graph, memo: dict[Any, Any]) -> fx.Graph:
     new._len = count
     new._codegen = _copy_codegen(graph._codegen)
     return new
+
+
+def node_adder(graph: fx.Graph) -> Callable[..., fx.Node]:
+    """A function that appends nodes to ``graph`` in a fraction of the time of ``create_node``.
+
+    It takes op, target, args, kwargs, name and type. The name is taken as it is, whatever the
+    namespace of the graph would make of it: the caller sees to it that names are unique.
+    """
+    if type(graph).create_node is not fx.Graph.create_node or not _can_copy():
+        return functools.partial(_add_node, graph)
+    create_name = graph._graph_namespace.create_name
+    names = graph._graph_namespace._obj_to_name
+    insert = graph._root.prepend
+    remember = graph._find_nodes_lookup_table.insert
+    make = fx.Node
+
+    def add(op: str, target: Any, args: Any, kwargs: Any, name: str, type_: Any) -> fx.Node:
+        create_name(name, None)
+        node = make(graph, name, op, target, args, kwargs, type_)
+        names[node] = name
+        insert(node)
+        remember(node)
+        graph._len += 1
+        return node
+
+    return add
+
+
+def _add_node(
+    graph: fx.Graph, op: str, target: Any, args: Any, kwargs: Any, name: str, type_: Any
+) -> fx.Node:
+    node = graph.create_node(op, target, args, kwargs, name, type_)
+    if node.name != name:
+        node.name = name  # the namespace sanitises; names given by hand must survive
+    return node
 
 
 @functools.cache

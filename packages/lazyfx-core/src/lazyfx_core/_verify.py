@@ -75,7 +75,7 @@ call gm.recompile() after editing
         finally:
             _verifying.reset(token)
         return
-    watched = [m for m in modules if not type(m)._lazyfx.verify]  # type: ignore[attr-defined]
+    watched = [m for m in modules if not type(m).__lazyfx__.verify]  # type: ignore[attr-defined]
     for module in watched:
         set_verified(module, True)  # type: ignore[arg-type]
     try:
@@ -89,22 +89,27 @@ def set_verified(module: LazyGraphModule, verify: bool) -> None:
     """Switch verification of one module on or off, whatever state it is in."""
     with GENERATION_LOCK:
         cls = type(module)
-        state = cls._lazyfx
+        state = cls.__lazyfx__
         state.verify = verify
         made = state.generated
         if state.stale or made is None:
             return
-        if vars(cls).get("forward") in (made.forward, STALE_FORWARD):  # else it was set by hand
+        # What was set by hand stays.
+        if vars(cls).get("forward") in (made.forward, STALE_FORWARD):
             cls.forward = STALE_FORWARD if verify else made.forward  # type: ignore[assignment]
-        cls.__call__ = STALE_CALL if verify else made.call  # type: ignore[assignment]
+        if vars(cls).get("__call__") in (made.call, STALE_CALL):
+            cls.__call__ = STALE_CALL if verify else made.call  # type: ignore[assignment]
 
 
 def check(module: LazyGraphModule) -> None:
     """Raise :class:`StaleGraphError` if the graph is not the one the code was made from."""
-    made = type(module)._lazyfx.generated
+    made = type(module).__lazyfx__.generated
     if made is None:
         return
-    change = _snapshot.describe_change(made.snapshot, module.graph)
+    snapshot = _snapshot.kept_snapshot(module.graph, made)
+    change: str | None = "it was replaced by another graph"
+    if snapshot is not None:
+        change = _snapshot.describe_change(snapshot, module.graph)
     if change is not None:
         raise StaleGraphError(
             f"the graph of {type(module).__name__!r} was edited after its code was generated, and "

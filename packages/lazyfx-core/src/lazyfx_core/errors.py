@@ -5,12 +5,16 @@
     LazyFxError
     ├── NotAGraphModuleError (TypeError)       an argument is not what the function takes
     ├── InvalidGraphError (ValueError)         the graph cannot be run; names the node
+    │   └── MissingTargetError (AttributeError, RuntimeError)  it refers to what is not there
     ├── CodeGenerationError (RuntimeError)     torch could not turn the graph into code
     ├── StaleGraphError (RuntimeError)         a graph was edited and nobody said so
     ├── TooManyRecompilesError (AssertionError)  more code generations than a test allows
     ├── SerializationError (ValueError)        a module cannot be stored or read back
+    │   └── GraphFormatError                   a stored graph is damaged, hostile or too new
     ├── SeamError (RuntimeError)               a torch release moved something we rely on
     └── MissingDependencyError (ImportError)   an optional package or program is absent
+
+    DroppedMetadataWarning (UserWarning)       a module was stored without some of its metadata
 
 ``lazyfx_ltc`` and ``lazyfx_compilers`` hang their own trees below :class:`LazyFxError`, so one
 ``except LazyFxError`` catches every deliberate error of all three packages. Each class also
@@ -21,9 +25,12 @@ from __future__ import annotations
 
 __all__ = [
     "CodeGenerationError",
+    "DroppedMetadataWarning",
+    "GraphFormatError",
     "InvalidGraphError",
     "LazyFxError",
     "MissingDependencyError",
+    "MissingTargetError",
     "NotAGraphModuleError",
     "SeamError",
     "SerializationError",
@@ -45,6 +52,14 @@ class InvalidGraphError(LazyFxError, ValueError):
 
     The message names the node, what is wrong with it and how to repair it. The module that was
     being observed stays stale: mend the graph and look again.
+    """
+
+
+class MissingTargetError(InvalidGraphError, AttributeError, RuntimeError):
+    """A node refers to an attribute or submodule that the root does not have.
+
+    ``fx.GraphModule`` raises ``AttributeError`` or ``RuntimeError`` there; code that expects
+    either keeps working.
     """
 
 
@@ -71,6 +86,13 @@ class SerializationError(LazyFxError, ValueError):
     """A graph module holds something that cannot be stored, or a stored one cannot be read."""
 
 
+class GraphFormatError(SerializationError):
+    """Stored data is not what this lazyfx writes: damaged, altered, made by hand, or too new.
+
+    The message names the node and the field. Nothing was loaded.
+    """
+
+
 class SeamError(LazyFxError, RuntimeError):
     """A private name of torch that lazyfx relies on is gone, changed, or patched by others."""
 
@@ -90,3 +112,7 @@ class MissingDependencyError(LazyFxError, ImportError):
         )
         self.dependency = name
         self.command = command
+
+
+class DroppedMetadataWarning(UserWarning):
+    """A module was stored without metadata that cannot be stored; the message lists the keys."""

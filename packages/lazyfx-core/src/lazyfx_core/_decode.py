@@ -1,0 +1,358 @@
+"""Values back from JSON: the reader of what :mod:`lazyfx_core._encode` writes.
+
+Reading imports nothing and calls nothing but constructors of the types in that table. It expects
+hostile data: whatever is not in the table is a :class:`GraphFormatError`.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import enum
+import math
+import operator
+import sys
+import types
+import typing
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import _names, _torch_records
+from ._encode import TYPING_NAMES
+from ._torch_codegen import rebuild_spec
+from ._torch_names import find_operator_safely
+from ._torch_symbolic import FakeReader
+from .errors import GraphFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import fx
+
+    Decode = Callable[[Any], Any]
+
+_CONSTANTS = {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}
+_LAYOUTS = (
+    *("strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "jagged"),
+)
+_MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
+_DTYPES = {str(v)[6:]: v for v in vars(torch).values() if isinstance(v, torch.dtype)}
+_BEING_READ = object()
+
+
+class Decoder:
+    """Turns JSON back into values. Not thread-safe.
+
+    Args:
+        nodes: What ``{"node": i}`` refers to; may grow while reading.
+        texts, shared, environment: The writer's tables.
+        objects: What ``{"object": i}`` refers to.
+        other: Decoders for the kinds that only the caller knows.
+        find_name: What ``{"name": …}`` comes back as; by default the class or function if its
+            module is loaded, else its qualified name as a string.
+        fakes: Gives the reader of fake values; by default a new one, made from ``environment``.
+    """
+
+    def __init__(
+        self,
+        *,
+        nodes: list[fx.Node],
+        texts: Any = (),
+        shared: Any = (),
+        environment: Any = None,
+        objects: tuple[Any, ...] = (),
+        other: dict[str, Decode] | None = None,
+        find_name: Callable[[str], Any] | None = None,
+        fakes: Callable[[], FakeReader] | None = None,
+    ) -> None:
+        self._nodes = nodes
+        self._texts = texts
+        self._shared = shared
+        self._shared_done: dict[int, Any] = {}
+        self._fakes: FakeReader | None = None
+        self._give_fakes = fakes or (lambda: FakeReader(environment))
+        self._find_name = find_name or find_loaded
+        self._of_kind: dict[str, Decode] = {
+            "node": lambda v: nodes[_index(v, nodes, "node")],
+            "tuple": lambda v: tuple([self(item) for item in _list(v)]),
+            "dict": lambda v: {key: self(item) for key, item in _dict(v).items()},
+            "items": lambda v: dict(self._pairs(v)),
+            "ordered": lambda v: collections.OrderedDict(self._pairs(v)),
+            "set": lambda v: set(self._hashables(v)),
+            "frozenset": lambda v: frozenset(self._hashables(v)),
+            "slice": lambda v: slice(*map(self, _list(v, 3))),
+            "range": self._range,
+            "float": _decode_float,
+            "int": _decode_int,
+            "complex": lambda v: complex(*map(self._float, _list(v, 2))),
+            "bytes": _decode_bytes,
+            "constant": lambda v: _one_of(v, _CONSTANTS, "constant"),
+            "dtype": lambda v: _one_of(v, _DTYPES, "dtype"),
+            "device": _decode_device,
+            "layout": lambda v: _torch_constant(v, _LAYOUTS, "layout"),
+            "memory_format": lambda v: _torch_constant(v, _MEMORY_FORMATS, "memory format"),
+            "size": self._size,
+            "op": _decode_operator,
+            "fn": _decode_function,
+            "record": self._record,
+            "class": lambda v: _torch_records.find_class(_str(v, "class")),
+            "spec": lambda v: rebuild_spec(v, self),
+            "named": self._named_tuple,
+            "enum": self._enum,
+            "typing": self._typing,
+            "alias": self._alias,
+            "union": lambda v: _reduce_union([self(item) for item in _list(v)]),
+            "fake": lambda v: self.fakes.build(v),
+            "text": lambda v: self._texts[_index(v, self._texts, "text")],
+            "shared": self._share,
+            "name": lambda v: self._find_name(_str(v, "name")),
+            "object": lambda v: objects[_index(v, objects, "object")],
+            **(other or {}),
+        }
+
+    def __call__(self, data: Any) -> Any:
+        """The value that ``data`` stands for.
+
+        Raises:
+            GraphFormatError: It stands for none.
+        """
+        kind = type(data)
+        if kind is dict:
+            if len(data) != 1:
+                raise GraphFormatError(
+                    f"a tagged value has exactly one key, found {sorted(data)[:5]}"
+                )
+            ((tag, content),) = data.items()
+            decode = self._of_kind.get(tag)
+            if decode is None:
+                raise GraphFormatError(f"{tag!r} is not a kind of value that can be stored")
+            return decode(content)
+        if kind is list:
+            return [self(item) for item in data]
+        return data
+
+    def arguments(self, data: list[Any]) -> tuple[Any, ...]:
+        """The positional arguments of a node: what is called most, hence the shortcuts."""
+        nodes, count = self._nodes, len(self._nodes)
+        values = []
+        for item in data:
+            kind = type(item)
+            if kind is dict:
+                index = item.get("node")
+                if type(index) is int and 0 <= index < count and len(item) == 1:
+                    values.append(nodes[index])
+                else:
+                    values.append(self(item))
+            else:
+                values.append(self(item) if kind is list else item)
+        return tuple(values)
+
+    @property
+    def fakes(self) -> FakeReader:
+        """The reader of fake values; made when first asked for."""
+        if self._fakes is None:
+            self._fakes = self._give_fakes()
+        return self._fakes
+
+    def _share(self, data: Any) -> Any:
+        index = _index(data, self._shared, "shared")
+        if index not in self._shared_done:
+            self._shared_done[index] = _BEING_READ
+            self._shared_done[index] = self(self._shared[index])
+        if self._shared_done[index] is _BEING_READ:
+            raise GraphFormatError(f"shared value {index} contains itself")
+        return self._shared_done[index]
+
+    def _pairs(self, data: Any) -> list[tuple[Any, Any]]:
+        pairs = [_list(pair, 2) for pair in _list(data)]
+        return [(_hashable(self(key)), self(item)) for key, item in pairs]
+
+    def _hashables(self, data: Any) -> list[Any]:
+        return [_hashable(self(item)) for item in _list(data)]
+
+    def _float(self, data: Any) -> float:
+        value = self(data)
+        if not isinstance(value, (int, float)):
+            raise GraphFormatError(f"expected a number, found {value!r:.80}")
+        return float(value)
+
+    def _range(self, data: Any) -> range:
+        bounds = [self(item) for item in _list(data, 3)]
+        if not all(type(bound) is int for bound in bounds) or not bounds[2]:
+            raise GraphFormatError(f"a range takes start, stop, step, found {bounds!r:.80}")
+        return range(*bounds)
+
+    def _size(self, data: Any) -> Any:
+        sizes = [self(item) for item in _list(data)]
+        if not all(type(size) is int or isinstance(size, torch.SymInt) for size in sizes):
+            raise GraphFormatError(f"a torch.Size holds integers, found {sizes!r:.80}")
+        try:
+            return torch.Size(sizes)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise GraphFormatError(f"no torch.Size: {sizes!r:.80} ({error})") from error
+
+    def _record(self, data: Any) -> Any:
+        path, fields = _list(data, 2)
+        values = {name: self(item) for name, item in _dict(fields).items()}
+        return _torch_records.rebuild(_str(path, "record"), values)
+
+    def _named_tuple(self, data: Any) -> Any:
+        cls, items = _list(data, 2)
+        cls = self(cls)
+        values = [self(item) for item in _list(items)]
+        is_plain = hasattr(cls, "_fields")
+        if not (isinstance(cls, type) and issubclass(cls, tuple)) or len(values) != (
+            len(cls._fields) if is_plain else getattr(cls, "n_sequence_fields", -1)
+        ):
+            raise GraphFormatError(f"{cls!r:.80} is no named tuple of {len(values)} fields")
+        return tuple.__new__(cls, values) if is_plain else cls(values)
+
+    def _enum(self, data: Any) -> Any:
+        cls, name = _list(data, 2)
+        cls = self(cls)
+        members = cls.__members__ if isinstance(cls, enum.EnumMeta) else {}
+        return _one_of(name, members, f"member of {cls!r:.80}")
+
+    def _typing(self, data: Any) -> Any:
+        name, arguments = _list(data, 2)
+        if type(name) is not str or name not in TYPING_NAMES:
+            raise GraphFormatError(f"{name!r:.80} is not an annotation that can be stored")
+        generic = getattr(typing, name)
+        return self._subscribe(generic, arguments) if _list(arguments) else generic
+
+    def _alias(self, data: Any) -> Any:
+        origin, arguments = _list(data, 2)
+        return self._subscribe(_type(self(origin)), arguments)
+
+    def _subscribe(self, generic: Any, arguments: Any) -> Any:
+        values = [self(item) for item in _list(arguments)]
+        if generic is typing.Callable and len(values) == 2:
+            return typing.Callable[values[0], values[1]]
+        try:
+            return generic[tuple(values) if len(values) != 1 else values[0]]
+        except TypeError as error:
+            raise GraphFormatError(f"{generic!r:.80} does not take {values!r:.80}") from error
+
+
+def find_loaded(name: str) -> Any:
+    """The class or function called ``module:qualname`` if its module is loaded, else the name.
+
+    Nothing is imported. The qualified name is what ``torch.export`` keeps of a module class.
+    """
+    module_name, _, qualified = name.partition(":")
+    found: Any = sys.modules.get(module_name)
+    for atom in qualified.split("."):
+        found = vars(found).get(atom) if isinstance(found, (types.ModuleType, type)) else None
+    is_it = getattr(found, "__qualname__", None) == qualified
+    return found if is_it else f"{module_name}.{qualified}"
+
+
+def _decode_float(data: Any) -> float:
+    names = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+    return float(_one_of(data, names, "float"))
+
+
+def _decode_int(data: Any) -> int:
+    try:
+        return int(_str(data, "int"), 16)
+    except ValueError as error:
+        raise GraphFormatError(f"not an integer in hexadecimal: {data!r:.80}") from error
+
+
+def _decode_bytes(data: Any) -> bytes:
+    try:
+        return base64.b64decode(_str(data, "bytes"), validate=True)
+    except ValueError as error:
+        raise GraphFormatError(f"not bytes in base64: {data!r:.80}") from error
+
+
+def _decode_device(data: Any) -> torch.device:
+    try:
+        return torch.device(_str(data, "device"))
+    except RuntimeError as error:
+        raise GraphFormatError(f"not a device: {data!r:.80}") from error
+
+
+def _torch_constant(data: Any, names: tuple[str, ...], what: str) -> Any:
+    if data not in names or not hasattr(torch, data):
+        raise GraphFormatError(f"this torch has no {what} {data!r:.80}")
+    return getattr(torch, data)
+
+
+def _decode_operator(data: Any) -> Any:
+    kind, name = (_str(item, "op") for item in _list(data, 2))
+    found = find_operator_safely(kind, name)
+    if found is None:
+        raise GraphFormatError(
+            f"the {kind} operator {name!r:.200} is not in this torch; import the library that "
+            "registers it before loading"
+        )
+    return found
+
+
+def _decode_function(data: Any) -> Any:
+    namespace, name = (_str(item, "fn") for item in _list(data, 2))
+    found = _names.find(namespace, name)
+    if found is None:
+        raise GraphFormatError(f"{namespace}.{name} is not a function this torch knows")
+    return found
+
+
+def _reduce_union(values: list[Any]) -> Any:
+    if len(values) < 2:
+        raise GraphFormatError("a union has at least two members")
+    try:
+        total = values[0]
+        for value in values[1:]:
+            total = operator.or_(total, _type(value))
+        return total
+    except TypeError as error:
+        raise GraphFormatError(f"no union: {values!r:.80}") from error
+
+
+def _type(value: Any) -> Any:
+    if value is None or isinstance(value, (type, types.GenericAlias, types.UnionType)):
+        return value
+    if getattr(value, "__module__", None) == "typing":
+        return value
+    raise GraphFormatError(f"expected a type, found {value!r:.80}")
+
+
+def _hashable(value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError as error:
+        raise GraphFormatError(f"a key is not hashable: {value!r:.80}") from error
+    return value
+
+
+def _index(value: Any, table: Any, what: str) -> int:
+    if type(value) is not int or not 0 <= value < len(table):
+        raise GraphFormatError(f"{what} {value!r:.80} does not exist; there are {len(table)}")
+    return value
+
+
+def _list(value: Any, length: int | None = None) -> list[Any]:
+    if type(value) is not list or (length is not None and len(value) != length):
+        of = "" if length is None else f" of {length}"
+        raise GraphFormatError(f"expected a list{of}, found {value!r:.80}")
+    return value
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise GraphFormatError(f"expected an object, found {value!r:.80}")
+    return value
+
+
+def _str(value: Any, what: str) -> str:
+    if type(value) is not str:
+        raise GraphFormatError(f"{what} is written as text, found {value!r:.80}")
+    return value
+
+
+def _one_of(value: Any, table: Any, what: str) -> Any:
+    if type(value) is not str or value not in table:
+        raise GraphFormatError(f"{value!r:.80} is not a {what} that this torch has")
+    return table[value]

@@ -1,0 +1,165 @@
+"""The seam to small data classes of torch's own that stand in ``node.meta``.
+
+They are stored as the path of their class and their fields, and come back without their
+constructors being run. Only classes defined in the modules below count, and only those made of
+nothing but fields: dataclasses, named tuples, enums, and the two of ``torch.fx.traceback``.
+
+=========================================================  ===================================
+private module                                             what stands in metadata
+=========================================================  ===================================
+``torch.fx.passes.shape_prop``                             ``tensor_meta``
+``torch.fx.traceback``                                     ``from_node``
+``torch.fx.experimental.symbolic_shapes``                  ``unbacked_bindings``
+``torch.utils._pytree``                                    key paths in them
+``torch.utils.checkpoint``                                 ``recompute`` policies
+``torch._functorch._aot_autograd.descriptors``             ``desc`` of inputs and outputs
+``torch._higher_order_ops`` …                              options of higher-order operators
+=========================================================  ===================================
+
+Reading a record imports its module if nobody has yet; all of them belong to torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import importlib
+from typing import Any
+
+from .errors import GraphFormatError
+
+_MODULES = frozenset(
+    {
+        "torch._functorch._aot_autograd.descriptors",
+        "torch._functorch._aot_autograd.schemas",
+        "torch.export.graph_signature",
+        "torch.fx.experimental.symbolic_shapes",
+        "torch.fx.passes.shape_prop",
+        "torch.fx.traceback",
+        "torch.utils._pytree",
+        "torch.utils.checkpoint",
+    }
+)
+_BY_ATTRIBUTES = frozenset(
+    {"torch.fx.traceback:NodeSource", "torch.fx.traceback:NodeSource.NodeInfo"}
+)
+# What has these names in the modules above does more than hold data.
+_NOT_DATA = frozenset({"ShapeEnv", "TreeSpec", "LeafSpec", "ShapeProp", "GraphModuleSerializer"})
+# Classes that are referred to and never made from data.
+_TRACERS = frozenset(
+    {
+        *("torch.fx._symbolic_trace:Tracer", "torch.fx.experimental.proxy_tensor:PythonKeyTracer"),
+        "torch.fx.experimental.proxy_tensor:_ModuleStackTracer",
+        "torch.fx.experimental.meta_tracer:MetaTracer",
+        *("torch._dynamo.output_graph:SubgraphTracer", "torch.fx.proxy:GraphAppendingTracer"),
+        "torch.ao.quantization.fx.tracer:QuantizationTracer",
+    }
+)
+
+
+def describe(value: object) -> tuple[str, dict[str, Any]] | None:
+    """``(path of the class, fields)`` of a record; None for everything else."""
+    cls = type(value)
+    if cls.__module__ not in _MODULES:
+        return None
+    path = _path(cls)
+    if _record_class(path) is not cls:
+        return None
+    if isinstance(value, enum.Enum):
+        return path, {"name": value.name}
+    if path in _BY_ATTRIBUTES:
+        return path, {k: v for k, v in vars(value).items() if k not in ("_dict", "_action_string")}
+    return path, {name: getattr(value, name) for name in _fields(cls) if hasattr(value, name)}
+
+
+def rebuild(path: str, fields: dict[str, Any]) -> Any:
+    """The record that :func:`describe` took apart.
+
+    Raises:
+        GraphFormatError: ``path`` names no record of this torch, or ``fields`` are not its own.
+    """
+    cls = _record_class(path)
+    if cls is None:
+        raise GraphFormatError(f"{path!r:.200} is not a record that this torch has")
+    if issubclass(cls, enum.Enum):
+        member = fields.get("name")
+        if type(member) is not str or member not in cls.__members__ or len(fields) != 1:
+            raise GraphFormatError(f"{path} has no member {member!r:.80}")
+        return cls[member]
+    known = None if path in _BY_ATTRIBUTES else _fields(cls)
+    if known is not None and not set(fields) <= set(known):
+        raise GraphFormatError(f"{path} has no fields {sorted(set(fields) - set(known))!r:.200}")
+    if issubclass(cls, tuple):
+        if known is None or len(fields) != len(known):
+            raise GraphFormatError(f"{path} takes {known}, found {sorted(fields)!r:.200}")
+        return tuple.__new__(cls, [fields[name] for name in known])
+    new = cls.__new__(cls)
+    for name, value in fields.items():
+        if not name.isidentifier() or (name.startswith("__")):
+            raise GraphFormatError(f"{path} has no field {name!r:.80}")
+        object.__setattr__(new, name, value)
+    if path in _BY_ATTRIBUTES and path.endswith("NodeSource"):
+        new._dict = new._action_string = None  # caches that it makes itself
+    return new
+
+
+def class_path(value: object) -> str | None:
+    """The path of a class that :func:`find_class` finds, else None."""
+    if not isinstance(value, type):
+        return None
+    path = _path(value)
+    return path if path in _TRACERS or _record_class(path) is value else None
+
+
+def find_class(path: str) -> type:
+    """The class of torch's own that has this path.
+
+    Raises:
+        GraphFormatError: It is none of those that stored graphs refer to, or this torch has no
+            such class.
+    """
+    found: Any = _record_class(path)
+    if found is None and path in _TRACERS:
+        module_name, _, name = path.partition(":")
+        try:
+            found = getattr(importlib.import_module(module_name), name, None)
+        except ImportError:
+            found = None
+    if not isinstance(found, type):
+        raise GraphFormatError(f"{path!r:.200} is not a class that this torch has")
+    return found
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _record_class(path: str) -> type | None:
+    module_name, _, qualified = path.partition(":")
+    if module_name not in _MODULES or qualified.rpartition(".")[2] in _NOT_DATA:
+        return None
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ImportError:
+        return None
+    for atom in qualified.split("."):
+        found = vars(found).get(atom)
+        if found is None or not (isinstance(found, type) or atom == qualified):
+            return None
+    if not isinstance(found, type) or _path(found) != path:
+        return None
+    is_data = (
+        dataclasses.is_dataclass(found)
+        or issubclass(found, enum.Enum)
+        or (issubclass(found, tuple) and hasattr(found, "_fields"))
+        or path in _BY_ATTRIBUTES
+    )
+    return found if is_data else None
+
+
+def _fields(cls: Any) -> tuple[str, ...]:
+    if issubclass(cls, tuple):
+        return tuple(cls._fields)
+    return tuple(field.name for field in dataclasses.fields(cls))
