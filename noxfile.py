@@ -25,7 +25,7 @@ TORCHES = ["2.6.0", "2.9.1", "2.11.0", "2.13.0", "2.14.1", "2.15.0"]
 SIBLINGS = {"core": [], "ltc": ["core"], "compilers": ["core"]}
 # Optional dependencies that a package's own tests exercise.
 EXTRAS = {"core": "[testing]", "compilers": "[data]"}
-TESTING = ["numpy", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
+TESTING = ["numpy", "safetensors", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
 
 # uv does not read pip's variable; whoever configured a place with wheels meant uv too.
 if "PIP_FIND_LINKS" in os.environ:

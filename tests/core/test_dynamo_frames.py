@@ -1,5 +1,6 @@
 """Dynamo and the descriptors of a stale module: who compiles what, and how often."""
 
+import itertools
 import subprocess
 import sys
 
@@ -70,7 +71,7 @@ def test_each_edit_compiles_one_frame():
     compiled = torch.compile(gm, backend=counter, fullgraph=True)
     compiled(x)
     assert counter.frame_count == 1
-    for made, (old, new) in enumerate(zip(OPS, OPS[1:], strict=False), start=2):
+    for made, (old, new) in enumerate(itertools.pairwise(OPS), start=2):
         turn(gm, old, new)
         for _ in range(2):
             torch.testing.assert_close(compiled(x), new(x))

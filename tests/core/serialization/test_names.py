@@ -21,14 +21,16 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch._higher_order_ops.auto_functionalize import auto_functionalized
 from torch._ops import _higher_order_ops
+from torch.utils.checkpoint import CheckpointPolicy
 
 from lazyfx_core import _names
 from lazyfx_core._names import (
     all_names,
-    depends_on_arguments,
     find,
     name_of,
+    why_not_arguments,
     why_not_callable,
+    why_not_target,
     why_not_value,
 )
 from lazyfx_core._torch_graph import operator_name
@@ -480,6 +482,14 @@ def test_a_list_that_contains_itself_does_not_hang():
     assert why_not_callable("call_function", torch.cat, (loop,), {}) is None
 
 
+def test_values_that_share_parts_are_looked_through_once():
+    for wrap in (lambda v: slice(v, v, v), lambda v: (v, v, v), lambda v: {"a": v, "b": v}):
+        shared = [1.5]
+        for _ in range(200):
+            shared = wrap(shared)
+        assert why_not_callable("call_function", torch.cat, (shared,), {}) is None
+
+
 def test_very_deep_arguments_do_not_overflow_the_stack():
     deep = [getattr]
     for _ in range(100_000):
@@ -510,13 +520,63 @@ def test_values_that_can_be_misused_may_not_be_held(value, fragment):
     assert fragment in why_not_value(value)
 
 
-def test_whoever_remembers_an_answer_is_told_where_it_depends_on_the_arguments():
-    assert depends_on_arguments(getattr)
-    assert depends_on_arguments(sorted)
-    assert depends_on_arguments(_higher_order_ops["cond"])
-    assert not depends_on_arguments(torch.sin)
-    assert not depends_on_arguments(ops.aten.add.Tensor)
-    assert not depends_on_arguments("add")
+def test_what_a_target_alone_decides_can_be_remembered_and_the_rest_is_asked_for_each_node():
+    cond = _higher_order_ops["cond"]
+    for target, args in (
+        (getattr, (X, "__class__")),
+        (cond, (X, getattr)),
+        (torch.sin, ([len, eval],)),
+    ):
+        assert why_not_target("call_function", target) is None
+        assert why_not_arguments(target, args, {}) is not None
+
+
+def test_arguments_of_every_kind_of_node_are_looked_at():
+    for op, target in (("placeholder", "x"), ("output", "output"), ("call_module", "linear")):
+        assert f"argument of {target!r}: builtins.getattr" in why_not_callable(
+            op, target, (getattr,), {}
+        )
+        assert why_not_callable(op, target, (X, None, [1.5]), {"a": (X,)}) is None
+
+
+def test_a_function_that_the_caller_trusts_may_be_an_argument():
+    def mine(x):
+        return x
+
+    assert "mine is not in the table" in why_not_arguments(torch.sin, ([mine],), {"a": mine})
+    assert why_not_arguments(torch.sin, ([mine],), {"a": mine}, {id(mine)}) is None
+    assert why_not_arguments(getattr, (X, "__class__"), {}, {id(getattr)}) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(torch.float16, torch.device("cpu"), torch.strided, torch.channels_last, torch.Size([1])),
+        *(..., range(3), 1j, b"x", float("nan"), torch.ones(1), {1, 2}, slice(X, None)),
+        *({"a": [X, (X,)]}, torch.return_types.max((1, 2)), CheckpointPolicy.MUST_SAVE),
+        *(int, torch.Tensor, torch.add, ops.aten.add),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_with_a_known_text_may_be_arguments(value):
+    assert why_not_arguments("f", (value,), {}) is None
+    assert why_not_arguments("f", (X,), {"a": [value]}) is None
+
+
+class Text:
+    def __repr__(self):
+        return "print('this runs')"
+
+
+class TextOfText(str):
+    __repr__ = Text.__repr__
+
+
+@pytest.mark.parametrize("value", [Text(), TextOfText(), object(), torch.Generator(), GRAPH])
+def test_values_whose_text_torch_would_write_into_code_may_not_be_arguments(value):
+    for args in ((value,), ([X, (value,)],), ({"a": value},), (slice(value),), ({value: 1},)):
+        reason = why_not_arguments("f", args, {})
+        assert f"argument of 'f': torch would write the text of a {type(value).__name__}" in reason
 
 
 def test_of_all_aten_operators_those_are_refused_that_do_more_than_compute():

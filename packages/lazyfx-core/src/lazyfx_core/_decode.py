@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import collections
 import enum
+import functools
 import math
 import operator
 import sys
@@ -198,20 +199,20 @@ class Decoder:
         return _torch_records.rebuild(_str(path, "record"), values)
 
     def _named_tuple(self, data: Any) -> Any:
+        cls: Any
         cls, items = _list(data, 2)
         cls = self(cls)
         values = [self(item) for item in _list(items)]
         is_plain = hasattr(cls, "_fields")
-        if not (isinstance(cls, type) and issubclass(cls, tuple)) or len(values) != (
-            len(cls._fields) if is_plain else getattr(cls, "n_sequence_fields", -1)
-        ):
+        fields = getattr(cls, "_fields", range(getattr(cls, "n_sequence_fields", 0)))
+        if not isinstance(cls, type) or not issubclass(cls, tuple) or len(values) != len(fields):
             raise GraphFormatError(f"{cls!r:.80} is no named tuple of {len(values)} fields")
         return tuple.__new__(cls, values) if is_plain else cls(values)
 
     def _enum(self, data: Any) -> Any:
         cls, name = _list(data, 2)
         cls = self(cls)
-        members = cls.__members__ if isinstance(cls, enum.EnumMeta) else {}
+        members: Any = cls.__members__ if isinstance(cls, enum.EnumMeta) else {}
         return _one_of(name, members, f"member of {cls!r:.80}")
 
     def _typing(self, data: Any) -> Any:
@@ -303,10 +304,7 @@ def _reduce_union(values: list[Any]) -> Any:
     if len(values) < 2:
         raise GraphFormatError("a union has at least two members")
     try:
-        total = values[0]
-        for value in values[1:]:
-            total = operator.or_(total, _type(value))
-        return total
+        return functools.reduce(operator.or_, map(_type, values))
     except TypeError as error:
         raise GraphFormatError(f"no union: {values!r:.80}") from error
 

@@ -53,7 +53,7 @@ class _DeferredGraph:
         cls = type(module)
         for owned in own_classes(cls):
             if vars(owned).get("_graph") is self:
-                del owned._graph
+                delattr(owned, "_graph")
             own = vars(owned).get("__lazyfx__")
             if own is not None:
                 own.deferred = None

@@ -6,7 +6,7 @@ else is a JSON object with exactly one key that says what it is:
 ==========================================  ====================================================
 ``{"node": 3}``                             the fourth node of the graph
 ``{"tuple": […]}``, ``set``, ``frozenset``  containers; sets are sorted, so equal sets look equal
-``{"dict": {…}}``, ``{"items": [[k, v]]}``  with string keys, with any keys; ``ordered``: OrderedDict
+``{"dict": {…}}``, ``{"items": [[k, v]]}``  string keys, any keys; ``ordered``: OrderedDict
 ``{"slice": [a, b, c]}``, ``range``         as the constructors take them
 ``{"float": "inf"}``, ``{"int": "0x…"}``    what JSON numbers cannot say
 ``{"complex": [re, im]}``, ``bytes``        ``bytes`` in base64
@@ -82,7 +82,7 @@ class Encoder:
         self.texts: list[str] = []
         self.shared: list[Any] = []
         self.nodes = nodes
-        self._by_name_only = False
+        self.by_name_only = False  # classes and functions that are not in the table
         self._fakes: FakeWriter | None = None
         self._give_fakes = fakes
         self._store_other = other
@@ -156,20 +156,14 @@ class Encoder:
         except TypeError:  # not hashable
             return self(value)
 
-    def enter_meta(self, other: Encode, *, by_name_only: bool) -> tuple[Encode, bool]:
-        """Store metadata from now on; returns what :meth:`leave_meta` takes.
-
-        Args:
-            other: Takes the place of the function this encoder was made with.
-            by_name_only: Write classes and functions that are not in the table by name.
-        """
-        outside = (self._store_other, self._by_name_only)
-        self._store_other, self._by_name_only = other, by_name_only
+    def enter_meta(self, other: Encode) -> Encode:
+        """Let ``other`` store what JSON cannot say; returns what :meth:`leave_meta` takes."""
+        outside, self._store_other = self._store_other, other
         return outside
 
-    def leave_meta(self, outside: tuple[Encode, bool]) -> None:
+    def leave_meta(self, outside: Encode) -> None:
         """Go back to what :meth:`enter_meta` returned."""
-        self._store_other, self._by_name_only = outside
+        self._store_other, self.by_name_only = outside, False
 
     def environment(self) -> Any:
         """What the fake values of this writer have in common; ask when all has been written."""
@@ -220,9 +214,9 @@ class Encoder:
         if record is not None:
             path, fields = record
             return {"record": [path, {name: self(item) for name, item in fields.items()}]}
-        path = _torch_records.class_path(value)
-        if path is not None:
-            return {"class": path}
+        class_path = _torch_records.class_path(value)
+        if class_path is not None:
+            return {"class": class_path}
         annotation = self._annotation(value)
         if annotation is not None:
             return annotation
@@ -232,7 +226,7 @@ class Encoder:
             return {"named": [self(type(value)), [self(item) for item in value]]}
         if isinstance(value, enum.Enum):
             return {"enum": [self(type(value)), value.name]}
-        if self._by_name_only and hasattr(value, "__qualname__"):
+        if self.by_name_only and hasattr(value, "__qualname__"):
             return {"name": f"{getattr(value, '__module__', '')}:{value.__qualname__}"}
         return self._store_other(value)
 

@@ -58,8 +58,8 @@ def make_graph_module(
         )
     if graph_module_cls is fx.GraphModule and _torch_fx.wide_installed():
         with _flags.force_skip_lazy_graph_module():
-            return cls(root, graph, class_name)  # type: ignore[arg-type]
-    return cls(root, graph, class_name)  # type: ignore[arg-type]
+            return cls(root, graph, class_name)
+    return cls(root, graph, class_name)
 
 
 def remove_seam() -> None:

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from ._encode import Unstorable
 from ._meta import DroppedMeta
 from ._module_tree import by_name
 from ._serialize import GraphWriter, cannot_store
 from ._structure import describe
-from ._torch_symbolic import is_fake_value
+from ._torch_symbolic import Unstorable, is_fake_value
 from .errors import InvalidGraphError, NotAGraphModuleError
 
 if TYPE_CHECKING:

@@ -247,7 +247,8 @@ class LazyGraphModule(fx.GraphModule):
             gm.real_recompile()
 
     def __dir__(self) -> list[str]:
-        return [name for name in super().__dir__() if name not in ("__lazyfx__", DYNAMO_ASKS_FIRST)]
+        names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
+        return [name for name in names if name not in ("__lazyfx__", DYNAMO_ASKS_FIRST)]
 
     def __copy__(self) -> Self:
         """A module over the same graph and the same state, of the same class, and stale."""

@@ -203,7 +203,7 @@ class ClassPool:
         return cls
 
     def give_back(self, cls: type[LazyGraphModule]) -> None:
-        """Keep ``cls``, the class of a module that is dying; whether it is used is decided later."""
+        """Keep ``cls``, the class of a module that is dying; :meth:`take` decides what then."""
         state = cls.__dict__.get("__lazyfx__")
         if (
             state is not None

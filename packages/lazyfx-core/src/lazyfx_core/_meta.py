@@ -21,7 +21,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ._encode import Unstorable
+from ._torch_symbolic import Unstorable
 from .errors import DroppedMetadataWarning, GraphFormatError, SerializationError
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ class Options:
     meta: bool = True
 
 
-_options: contextvars.ContextVar[Options] = contextvars.ContextVar(
-    "lazyfx_serialization_options", default=Options()
-)
+_options: contextvars.ContextVar[Options] = contextvars.ContextVar("lazyfx_serialization_options")
+_USUAL = Options()
 
 
 @contextlib.contextmanager
@@ -79,7 +78,7 @@ def serialization_options(*, strict: bool = False, meta: bool = True) -> Iterato
 
 def current_options() -> Options:
     """The options of the innermost block of this thread or task."""
-    return _options.get()
+    return _options.get(_USUAL)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -135,22 +134,27 @@ class MetaWriter:
         """JSON of one ``meta`` dictionary; None if nothing of it is left."""
         encode = self._encode
         row: dict[str, Any] = {}
-        for key, value in meta.items():
-            kind = type(value)
-            if kind is str:
-                row[key] = encode.text(value)
-                continue
-            outside = encode.enter_meta(self._other, by_name_only=key in _WRITTEN_BY_NAME)
-            try:
+        outside = encode.enter_meta(self._other)
+        try:
+            for key, value in meta.items():
+                kind = type(value)
                 if type(key) is not str:
-                    raise Unstorable("the key is not text")
-                row[key] = encode.once(value) if kind in _CONTAINERS else encode(value)
-            except (Unstorable, RecursionError) as error:
-                reason = str(error) if isinstance(error, Unstorable) else "it contains itself"
-                self._dropped.add(str(key), where, reason)
-            finally:
-                encode.leave_meta(outside)
+                    self._dropped.add(str(key), where, "the key is not text")
+                elif kind is str:
+                    row[key] = encode.text(value)
+                else:
+                    encode.by_name_only = key in _WRITTEN_BY_NAME
+                    try:
+                        row[key] = encode.once(value) if kind in _CONTAINERS else encode(value)
+                    except (Unstorable, RecursionError) as error:
+                        self._dropped.add(key, where, _reason(error))
+        finally:
+            encode.leave_meta(outside)
         return row or None
+
+
+def _reason(error: Exception) -> str:
+    return "it contains itself" if isinstance(error, RecursionError) else str(error)
 
 
 def read_meta(row: Any, decode: Decoder) -> dict[str, Any]:

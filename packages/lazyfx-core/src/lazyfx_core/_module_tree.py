@@ -16,13 +16,12 @@ from torch import fx, nn
 
 from . import _names
 from ._decode import Decoder
-from ._encode import Unstorable
 from ._graph_module import LazyGraphModule, adopt
 from ._instance_class import user_class
 from ._meta import DroppedMeta, read_meta
 from ._serialize import GraphReader, GraphWriter, cannot_store
 from ._torch_fx import GENERATED_FIELDS, new_plain_module, set_graph
-from ._torch_symbolic import FakeReader, FakeWriter
+from ._torch_symbolic import FakeReader, FakeWriter, Unstorable
 from ._untrusted import check_attributes_exist, check_texts
 from .errors import GraphFormatError, LazyFxError, SerializationError
 
@@ -148,14 +147,13 @@ class ModuleWriter:
         return index
 
     def _class(self, module: nn.Module, where: str) -> Any:
+        cls: type[nn.Module] = type(module)
         if isinstance(module, fx.GraphModule):
             cls = user_class(type(module))
             if cls is LazyGraphModule:
                 return "lazy graph module"
             if cls is fx.GraphModule or cls.__module__ == "torch.fx._lazy_graph_module":
                 return "graph module"
-        else:
-            cls = type(module)
         try:
             return by_name(cls)
         except Unstorable as error:
@@ -316,13 +314,14 @@ class ModuleReader:
             return LazyGraphModule.__new__(LazyGraphModule)
         if is_graph and data == "graph module":
             return new_plain_module(fx.GraphModule)
-        cls = Decoder(nodes=[], other={"allowed": self._allowed_object})(data)
+        cls: Any = Decoder(nodes=[], other={"allowed": self._allowed_object})(data)
         expected = fx.GraphModule if is_graph else nn.Module
         if not (isinstance(cls, type) and issubclass(cls, expected)):
             raise GraphFormatError(f"expected a class of {expected.__name__}, found {cls!r:.80}")
         if not is_graph and issubclass(cls, fx.GraphModule):
             raise GraphFormatError("a graph module has a graph")
-        return new_plain_module(cls) if is_graph else cls.__new__(cls)
+        made: nn.Module = new_plain_module(cls) if is_graph else cls.__new__(cls)  # type: ignore[arg-type]
+        return made
 
     def _tensor(self, number: Any) -> torch.Tensor:
         if type(number) is not int or not 0 <= number < len(self._tensors):
@@ -351,8 +350,8 @@ def by_name(value: Any) -> Any:
     name = _name(value)
     if name is None or "<" in name:
         raise Unstorable(
-            f"a {type(value).__name__} ({value!r:.80}) is neither plain data nor a function or class "
-            "that has a name in its module"
+            f"a {type(value).__name__} ({value!r:.80}) is neither plain data nor a function or "
+            "class that has a name in its module"
         )
     return {"allowed": name}
 

@@ -15,6 +15,8 @@ be given a harmful argument:
 - Some functions call what they are given (``sorted(key=...)``, higher-order operators). So what is
   safe only after a look at its arguments may be called but not handed on (:func:`why_not_value`):
   ``getattr``, operators that are refused, whatever is not in the table.
+- torch writes the ``repr`` of arguments into code (:func:`why_not_arguments`), so those are plain
+  values, containers of them, and what else is known to have a harmless one.
 - Classes are not called, but for numbers, containers and the like.
 - Operators may be called, those of other libraries too, since somebody registered them, but for
   those that are listed here or whose name says that they touch files, libraries or processes.
@@ -26,8 +28,10 @@ ask for all the memory there is. Whoever expects that gives such a graph a proce
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import fx
 
 from . import _torch_names
@@ -35,7 +39,7 @@ from ._torch_graph import operator_name
 from ._torch_names import words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Set
 
 _CALLED_CLASSES = words("""
     builtins.bool builtins.bytes builtins.complex builtins.dict builtins.enumerate builtins.float
@@ -52,8 +56,11 @@ _OTHER_ATTRIBUTES = frozenset(
     unsorted_indices
 """)
 )
-_TAKE_KEYS = (sorted, min, max)
-_PLAIN = frozenset({int, float, bool, str, type(None), complex, bytes})
+# Leaves and containers whose repr is a literal, a name of torch's, or a node's own name.
+_QUIET = frozenset({fx.Node, int, float, bool, str, type(None), complex, bytes, type(...), range})
+_QUIET |= {torch.dtype, torch.device, torch.layout, torch.memory_format, type(NotImplemented)}
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_KNOWN_TEXT = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, enum.Enum)
 
 _TELLING_WORDS = frozenset(
     words("""
@@ -156,34 +163,79 @@ def why_not_callable(
     """Why a graph from a stranger may not have this node; None if it may.
 
     Args:
-        op: The ``op`` of the node. Only calls of functions and methods are looked at.
+        op: The ``op`` of the node. Paths of attributes and modules are not looked at.
         target: Its target, found by name already.
         args: Its arguments. Nodes in them are taken as unknown values.
         kwargs: The same.
 
     Returns:
-        A reason that names the target. It is the same for all nodes of one ``op`` and target,
-        unless :func:`depends_on_arguments` says otherwise or something callable is among the
-        arguments.
+        A reason that names the target: that of :func:`why_not_target`, which may be remembered for
+        all nodes with this target, else that of :func:`why_not_arguments`, which may not.
     """
-    if op == "call_function":
-        reason = _why_not_function(target, args, kwargs)
-    elif op == "call_method":
-        reason = _why_not_method(target)
-    else:
+    return why_not_target(op, target) or why_not_arguments(target, args, kwargs)
+
+
+def why_not_target(op: str, target: Any) -> str | None:
+    """The part of :func:`why_not_callable` that depends on the target alone."""
+    if op == "call_method":
+        if type(target) is str and target in (_policy or _make_policy()).methods:
+            return None
+        return f"{target!r:.200} is not in the list of harmless methods of tensors and containers"
+    if op != "call_function" or target is getattr:
         return None
-    return reason or _why_not_arguments(target, args, kwargs)
-
-
-def depends_on_arguments(target: Any) -> bool:
-    """Whether some calls of ``target`` are allowed and others are not, as far as can be told.
-
-    True for ``getattr`` and for what calls its arguments.
-    """
-    if target is getattr or any(target is function for function in _TAKE_KEYS):
-        return True
     operator = operator_name(target)
-    return operator is not None and operator[0] == "higher_order"
+    if operator is not None:
+        return _why_not_operator(*operator)
+    if name_of(target) is None:
+        return f"{_described(target)} is not in the table of harmless functions"
+    if isinstance(target, type) and id(target) not in (_policy or _make_policy()).classes:
+        return f"{_described(target)} is a class that graphs have no reason to call"
+    return None
+
+
+def why_not_arguments(
+    target: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    allowed: Set[int] = frozenset(),
+) -> str | None:
+    """The part of :func:`why_not_callable` that depends on the arguments, for nodes of any ``op``.
+
+    Refuses functions that may not be handed on, and values whose ``repr`` is not known to be
+    harmless: torch writes it into code.
+
+    Args:
+        target: Names the node in the reason; ``getattr`` is given a closer look.
+        args: The node's arguments.
+        kwargs: The same.
+        allowed: Identities of functions and classes that the caller trusts.
+    """
+    if target is getattr and id(getattr) not in allowed:
+        reason = _why_not_getattr(args, kwargs)
+        if reason is not None:
+            return reason
+    if not kwargs and all(type(value) in _QUIET for value in args):
+        return None
+    waiting: list[Any] = [*args, *kwargs.values()]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if type(value) in _QUIET or id(value) in seen or id(value) in allowed:
+            continue
+        if type(value) is slice:
+            seen.add(id(value))
+            waiting += (value.start, value.stop, value.step)
+        elif isinstance(value, _CONTAINERS):
+            seen.add(id(value))
+            waiting += value
+            waiting += value.values() if isinstance(value, dict) else ()
+        elif not isinstance(value, _KNOWN_TEXT):
+            reason = why_not_value(value)
+            if reason is None and not callable(value):
+                reason = f"torch would write the text of a {type(value).__name__} into code"
+            if reason is not None:
+                return f"an argument of {_described(target)}: {reason}"
+    return None
 
 
 def why_not_value(value: Any) -> str | None:
@@ -232,25 +284,6 @@ def _make_policy() -> _Policy:
     return _policy
 
 
-def _why_not_function(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    if target is getattr:
-        return _why_not_getattr(args, kwargs)
-    operator = operator_name(target)
-    if operator is not None:
-        return _why_not_operator(*operator)
-    if name_of(target) is None:
-        return f"{_described(target)} is not in the table of harmless functions"
-    if isinstance(target, type) and id(target) not in (_policy or _make_policy()).classes:
-        return f"{_described(target)} is a class that graphs have no reason to call"
-    return None
-
-
-def _why_not_method(target: Any) -> str | None:
-    if type(target) is str and target in (_policy or _make_policy()).methods:
-        return None
-    return f"{target!r:.200} is not in the list of harmless methods of tensors and containers"
-
-
 def _why_not_getattr(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     if kwargs or len(args) not in (2, 3):
         return "builtins.getattr takes an object, an attribute and perhaps a default"
@@ -259,29 +292,6 @@ def _why_not_getattr(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | 
     if args[1] in (_policy or _make_policy()).attributes:
         return None
     return f"builtins.getattr of {args[1]!r:.80}, which is not in the list of harmless attributes"
-
-
-def _why_not_arguments(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    waiting: list[Any] = [*args, *kwargs.values()]
-    seen: set[int] = set()
-    while waiting:
-        value = waiting.pop()
-        if type(value) is fx.Node or type(value) in _PLAIN:
-            continue
-        if isinstance(value, (list, tuple, set, frozenset, dict, slice)):
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            if isinstance(value, slice):
-                waiting += (value.start, value.stop, value.step)
-            else:
-                waiting += value
-                waiting += value.values() if isinstance(value, dict) else ()
-            continue
-        reason = why_not_value(value)
-        if reason is not None:
-            return f"an argument of {_described(target)}: {reason}"
-    return None
 
 
 def _why_not_operator(kind: str, name: str) -> str | None:

@@ -26,7 +26,6 @@ import torch
 from torch import fx, nn
 
 from ._decode import Decoder
-from ._encode import Unstorable
 from ._instance_class import user_class
 from ._meta import DroppedMeta, current_options, read_meta
 from ._serialize import (
@@ -40,7 +39,7 @@ from ._serialize import (
 )
 from ._torch_codegen import is_spec
 from ._torch_fx import GENERATED_FIELDS, new_plain_module, set_graph
-from ._torch_symbolic import is_fake_value
+from ._torch_symbolic import Unstorable, is_fake_value
 from ._untrusted import check_attributes_exist
 from .errors import GraphFormatError
 

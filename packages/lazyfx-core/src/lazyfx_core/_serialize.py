@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from ._decode import Decoder
-from ._encode import Encoder, Unstorable
+from ._encode import Encoder
 from ._meta import MetaWriter, read_meta
 from ._torch_codegen import describe_codegen, rebuild_codegen
 from ._torch_graph import graph_parts, node_adder
+from ._torch_symbolic import Unstorable
 from ._untrusted import NodeCheck, check_attributes_exist, check_codegen
 from .errors import GraphFormatError, LazyFxError, SerializationError
 
@@ -214,17 +215,12 @@ class GraphReader:
             seen: set[str] = set()
             for index, row in enumerate(self._table("nodes")):
                 where = f"node {index}"
-                op, target, name, args, kwargs, type_ = _row(row)
+                op, target, name, args, kwargs, type_ = _row(row, seen)
                 where = f"node {name!r:.200}"
-                if name in seen:
-                    raise GraphFormatError("another node has the same name")
-                seen.add(name)
                 if op == "call_function":
                     if target not in targets:
                         targets[target] = self._target(target)
                     target = targets[target]
-                elif type(target) is not str:
-                    raise GraphFormatError(f"the target of {op} is a name, not {target!r:.80}")
                 values = decode.arguments(args)
                 named = {key: decode(item) for key, item in kwargs.items()} if kwargs else {}
                 type_ = type_ if type_ is None else decode(type_)
@@ -290,7 +286,7 @@ class GraphReader:
         return table
 
 
-def _row(row: Any) -> tuple[str, Any, str, list[Any], dict[str, Any] | None, Any]:
+def _row(row: Any, seen: set[str]) -> tuple[str, Any, str, list[Any], dict[str, Any] | None, Any]:
     """The six fields of a stored node, those that are absent filled in."""
     if type(row) is not list or not 4 <= len(row) <= 6:
         raise GraphFormatError(f"a node is a list of four to six fields, found {row!r:.80}")
@@ -302,6 +298,11 @@ def _row(row: Any) -> tuple[str, Any, str, list[Any], dict[str, Any] | None, Any
         raise GraphFormatError(f"the name is text, found {name!r:.80}")
     if type(args) is not list or (kwargs is not None and type(kwargs) is not dict):
         raise GraphFormatError(f"args and kwargs of {name!r:.80} are a list and an object")
+    if name in seen:
+        raise GraphFormatError(f"node {name!r:.200}: another node has the same name")
+    if op != "call_function" and type(target) is not str:
+        raise GraphFormatError(f"node {name!r:.200}: the target of {op} is not {target!r:.80}")
+    seen.add(name)
     return op, target, name, args, kwargs, rest[1] if len(rest) > 1 else None
 
 

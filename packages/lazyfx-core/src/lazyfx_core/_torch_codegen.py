@@ -67,12 +67,12 @@ def rebuild_codegen(data: Any, decode: Callable[[Any], Any]) -> CodeGen:
     if type(data) is not dict:
         raise GraphFormatError(f"a code generator is an object, found {data!r:.80}")
     name = data.get("codegen")
-    codegen: Any
+    codegen: CodeGen
     if name == "object":
-        codegen = decode(data.get("value"))
-        if not isinstance(codegen, CodeGen):
-            raise GraphFormatError(f"expected a code generator, found {codegen!r:.80}")
-        return codegen
+        given = decode(data.get("value"))
+        if not isinstance(given, CodeGen):
+            raise GraphFormatError(f"expected a code generator, found {given!r:.80}")
+        return given
     if name == "plain":
         codegen = CodeGen()
     elif name == "boxed" and _BoxedCodeGen is not None:

@@ -338,7 +338,7 @@ def hide_from_dynamo(function: Callable[..., Any], *, with_calls: bool = False) 
 
 
 def inside_dynamo() -> bool:
-    """Whether Dynamo is compiling and marks all code that is generated now as not to be compiled."""
+    """Whether Dynamo is compiling, and marks code that is generated now as not to be compiled."""
     return _torch_graph_module._forward_from_src is not _forward_from_src
 
 

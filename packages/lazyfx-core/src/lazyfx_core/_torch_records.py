@@ -100,7 +100,7 @@ def rebuild(path: str, fields: dict[str, Any]) -> Any:
             raise GraphFormatError(f"{path} has no field {name!r:.80}")
         object.__setattr__(new, name, value)
     if path in _BY_ATTRIBUTES and path.endswith("NodeSource"):
-        new._dict = new._action_string = None  # caches that it makes itself
+        vars(new).update(_dict=None, _action_string=None)  # caches that it makes itself
     return new
 
 

@@ -71,12 +71,10 @@ def check_texts(op: str, target: Any, kwargs: Mapping[str, Any], name: str) -> N
     """Raise :class:`GraphFormatError` if a text of this node would be more than a name in code."""
     if not _is_identifier(name):
         raise GraphFormatError(f"the name {name!r:.200} is not a Python identifier")
-    if op == "placeholder":
-        if not _is_parameter(target):
-            raise GraphFormatError(f"{target!r:.200} is not the name of a parameter")
-    elif op in ("get_attr", "call_module"):
-        if _PATH.match(target) is None:
-            raise GraphFormatError(f"{target!r:.200} is not the path of an attribute")
+    if op == "placeholder" and not _is_parameter(target):
+        raise GraphFormatError(f"{target!r:.200} is not the name of a parameter")
+    if op in ("get_attr", "call_module") and _PATH.match(target) is None:
+        raise GraphFormatError(f"{target!r:.200} is not the path of an attribute")
     for key in kwargs:
         if not _is_identifier(key):
             raise GraphFormatError(f"the keyword {key!r:.200} is not a Python identifier")
