@@ -34,13 +34,17 @@ ATEN = torch.ops.aten
 TARGETS = (ATEN.add.Tensor, ATEN.relu.default, ATEN.view.default, ATEN.mul.Tensor)
 
 
-def mixed(length: int, *, meta: bool) -> fx.Graph:
-    """A graph of ``length`` nodes as AOT makes them: ATen operators, sizes, and what tracing leaves
-    in ``node.meta``."""
+def mixed(length: int, *, meta: str | None) -> fx.Graph:
+    """A graph of ``length`` nodes as AOT makes them.
+
+    Args:
+        length: Placeholder and output included.
+        meta: ``"static"`` or ``"symbolic"`` sizes of the fake tensors in ``node.meta``, beside
+            what else tracing leaves there; None for no metadata.
+    """
     graph = fx.Graph()
     mode = FakeTensorMode(shape_env=ShapeEnv())
-    with mode:
-        value = torch.empty(32, 64)
+    value = mode.from_tensor(torch.empty(32, 64), static_shapes=meta != "symbolic")
     x = node = graph.placeholder("x")
     nodes = [x]
     for index in range(length - 2):
@@ -53,6 +57,7 @@ def mixed(length: int, *, meta: bool) -> fx.Graph:
         node = graph.call_function(target, arguments)
         nodes.append(node)
     graph.output((node,))
+    tensor_meta = _extract_tensor_metadata(torch.empty(32, 64))
     for index, node in enumerate(nodes if meta else ()):
         layer = f"L['self'].layers.{index // 16}"
         node.meta = {
@@ -61,10 +66,16 @@ def mixed(length: int, *, meta: bool) -> fx.Graph:
             "stack_trace": f'  File "model.py", line {index // 8}, in forward\n    x = f(x) + x\n',
             "nn_module_stack": {layer: (layer, torch.nn.Linear)},
             "source_fn_stack": [(node.name, torch.nn.Linear)],
-            "val": mode.from_tensor(torch.empty(32, 64, device="meta")),
-            "tensor_meta": _extract_tensor_metadata(value),
+            "val": new_like(value, mode),
+            "tensor_meta": tensor_meta,
         }
     return graph
+
+
+def new_like(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """A fake tensor of the same size that shares nothing with ``value``."""
+    with mode:
+        return torch.empty_like(value)
 
 
 class Doors:
@@ -76,7 +87,7 @@ class Doors:
         self.path = folder / "graph.safetensors"
         self.mode = FakeTensorMode(shape_env=ShapeEnv())
 
-    def dumps(self, *, meta: bool) -> dict[str, Callable[[], Any]]:
+    def dumps(self, *, meta: str | None) -> dict[str, Callable[[], Any]]:
         doors: dict[str, Callable[[], Any]] = {
             "ours, pickle": lambda: pickle.dumps(self.lazy),
             "ours, archive": lambda: save_graph(self.lazy, self.path),
@@ -102,11 +113,11 @@ def with_graph(load: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: load().graph
 
 
-def by_size(sizes: tuple[int, ...], *, meta: bool) -> None:
+def by_size(sizes: tuple[int, ...], *, meta: str | None) -> None:
     """Time and size of every door, for each size of graph."""
     timed: dict[str, dict[str, float]] = {}
     table, raw = [], {}
-    label = "with metadata" if meta else "without metadata"
+    label = f"with-{meta}-metadata" if meta else "without-metadata"
     for size in sizes:
         rounds = 9 if size <= 1_000 else 3
         with tempfile.TemporaryDirectory() as folder:
@@ -123,9 +134,9 @@ def by_size(sizes: tuple[int, ...], *, meta: bool) -> None:
         raw[size] = {name: len(data) for name, data in stored.items()}
         table.append([f"{size:,} nodes", *(f"{len(data) / 1e3:,.1f}" for data in stored.values())])
     baseline = "GraphPickler" if meta else "pickle of fx.GraphModule"
-    show(f"serialization {label}", timed, baseline=baseline)
+    show(f"serialization-{label}", timed, baseline=baseline)
     publish(
-        f"serialization-size-{label.replace(' ', '-')}",
+        f"serialization-size-{label}",
         ["graph", *(f"{name} [kB]" for name in stored)],
         table,
         raw,
@@ -175,7 +186,7 @@ def beside_export(sizes: tuple[int, ...]) -> None:
                 },
                 rounds=3,
             )
-    show("serialization beside torch.export", timed, baseline="torch.export")
+    show("serialization-beside-export", timed, baseline="torch.export")
 
 
 def main() -> None:
@@ -183,8 +194,8 @@ def main() -> None:
     sizes = (100, 1_000, 5_000, 10_000)
     if "--large" in sys.argv:
         sizes = (*sizes, 100_000)
-    by_size(sizes, meta=False)
-    by_size(sizes, meta=True)
+    for meta in (None, "static", "symbolic"):
+        by_size(sizes, meta=meta)
     beside_export((100, 1_000))
 
 

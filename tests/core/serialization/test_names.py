@@ -499,7 +499,19 @@ def test_very_deep_arguments_do_not_overflow_the_stack():
 
 @pytest.mark.parametrize(
     "value",
-    [1, "eval", None, X, torch.float32, torch.ones(1), len, nn.Linear, ops.aten.add, [eval]],
+    [
+        1,
+        "eval",
+        None,
+        X,
+        torch.float32,
+        torch.ones(1),
+        len,
+        nn.Linear,
+        ops.aten.add,
+        [len],
+        fx.Tracer,
+    ],
 )
 def test_values_that_nobody_can_misuse_may_be_held(value):
     assert why_not_value(value) is None
@@ -509,6 +521,8 @@ def test_values_that_nobody_can_misuse_may_be_held(value):
     ("value", "fragment"),
     [
         (getattr, "builtins.getattr may be called with a fixed attribute, but not handed on"),
+        ([{"a": (getattr,)}], "builtins.getattr may be called"),
+        (torch.return_types.max((1, getattr)), "builtins.getattr may be called"),
         (eval, "builtins.eval is not in the table"),
         (os.system, "system is not in the table"),
         (ops.aten.from_file, "aten.from_file opens files"),
@@ -546,6 +560,7 @@ def test_a_function_that_the_caller_trusts_may_be_an_argument():
     assert "mine is not in the table" in why_not_arguments(torch.sin, ([mine],), {"a": mine})
     assert why_not_arguments(torch.sin, ([mine],), {"a": mine}, {id(mine)}) is None
     assert why_not_arguments(getattr, (X, "__class__"), {}, {id(getattr)}) is None
+    assert why_not_value([mine], {id(mine)}) is None
 
 
 @pytest.mark.parametrize(

@@ -18,23 +18,27 @@ operator registry and the table of :mod:`lazyfx_core._names`, everything else ha
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from ._container import read_container, write_container
+from ._container import MAX_STRUCTURE_BYTES, read_container, write_container
 from ._graph_module import require_graph_module
 from ._module_tree import ModuleReader, ModuleWriter, allowed_by_name
 from ._serialize import from_json, to_json
 from .errors import GraphFormatError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable
 
 SCHEMA = 1
 """Version of the structure; a reader refuses what is newer than itself."""
+
+# A chain of 40,000 nodes that are all alike is compressed tenfold; a bomb, a thousandfold.
+_EXPANSION = 64
+_SMALL_STRUCTURE = 16 << 20
 
 
 def save_graph(
@@ -117,8 +121,18 @@ def load_graph(
             neither torch's nor in ``allow``; names node and field.
         OSError: The file cannot be read.
     """
-    text, tensors = read_container(path, check_tensors=check_tensors, map_location=map_location)
+    text, tensors = read_container(
+        path,
+        check_tensors=check_tensors,
+        map_location=map_location,
+        max_structure_bytes=largest_structure(path),
+    )
     return read_structure(text, tensors, allowed_by_name(allow))
+
+
+def largest_structure(path: str | os.PathLike[str]) -> int:
+    """Most bytes that the structure in a file of this size may expand to."""
+    return min(MAX_STRUCTURE_BYTES, _SMALL_STRUCTURE + _EXPANSION * os.stat(path).st_size)
 
 
 def read_structure(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import collections.abc
 import enum
 import functools
 import math
@@ -39,6 +40,7 @@ _LAYOUTS = (
 )
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
 _DTYPES = {str(v)[6:]: v for v in vars(torch).values() if isinstance(v, torch.dtype)}
+_ATOMS = frozenset({str, int, float, bool, type(None)})
 _BEING_READ = object()
 
 
@@ -53,6 +55,9 @@ class Decoder:
         find_name: What ``{"name": …}`` comes back as; by default the class or function if its
             module is loaded, else its qualified name as a string.
         fakes: Gives the reader of fake values; by default a new one, made from ``environment``.
+        trusted: Otherwise names of what is loaded, and shared values, are read only while
+            :attr:`in_metadata` is set: writers use them nowhere else, code would be what the names
+            say, and torch copies arguments, however often they are shared.
     """
 
     def __init__(
@@ -66,18 +71,21 @@ class Decoder:
         other: dict[str, Decode] | None = None,
         find_name: Callable[[str], Any] | None = None,
         fakes: Callable[[], FakeReader] | None = None,
+        trusted: bool = True,
     ) -> None:
+        self.in_metadata = trusted
         self._nodes = nodes
         self._texts = texts
         self._shared = shared
         self._shared_done: dict[int, Any] = {}
+        self._known: dict[Any, Any] = {}
         self._fakes: FakeReader | None = None
         self._give_fakes = fakes or (lambda: FakeReader(environment))
         self._find_name = find_name or find_loaded
         self._of_kind: dict[str, Decode] = {
             "node": lambda v: nodes[_index(v, nodes, "node")],
-            "tuple": lambda v: tuple([self(item) for item in _list(v)]),
-            "dict": lambda v: {key: self(item) for key, item in _dict(v).items()},
+            "tuple": lambda v: tuple([i if type(i) in _ATOMS else self(i) for i in _list(v)]),
+            "dict": lambda v: {k: i if type(i) in _ATOMS else self(i) for k, i in _dict(v).items()},
             "items": lambda v: dict(self._pairs(v)),
             "ordered": lambda v: collections.OrderedDict(self._pairs(v)),
             "set": lambda v: set(self._hashables(v)),
@@ -94,8 +102,9 @@ class Decoder:
             "layout": lambda v: _torch_constant(v, _LAYOUTS, "layout"),
             "memory_format": lambda v: _torch_constant(v, _MEMORY_FORMATS, "memory format"),
             "size": self._size,
-            "op": _decode_operator,
-            "fn": _decode_function,
+            "list": lambda v: [self(item) for item in _list(v)],
+            "op": lambda v: self._named(_decode_operator, v),
+            "fn": lambda v: self._named(_decode_function, v),
             "record": self._record,
             "class": lambda v: _torch_records.find_class(_str(v, "class")),
             "spec": lambda v: rebuild_spec(v, self),
@@ -107,7 +116,7 @@ class Decoder:
             "fake": lambda v: self.fakes.build(v),
             "text": lambda v: self._texts[_index(v, self._texts, "text")],
             "shared": self._share,
-            "name": lambda v: self._find_name(_str(v, "name")),
+            "name": self._loaded,
             "object": lambda v: objects[_index(v, objects, "object")],
             **(other or {}),
         }
@@ -156,7 +165,25 @@ class Decoder:
             self._fakes = self._give_fakes()
         return self._fakes
 
+    def _require_metadata(self, what: str) -> None:
+        if not self.in_metadata:
+            raise GraphFormatError(f"{what} may stand in metadata only")
+
+    def _loaded(self, data: Any) -> Any:
+        self._require_metadata(f"what is only named ({data!r:.80})")
+        return self._find_name(_str(data, "name"))
+
+    def _named(self, decode: Decode, data: Any) -> Any:
+        """An operator or function; each is looked up once."""
+        first, second = _list(data, 2)
+        key = (decode, _str(first, "a name"), _str(second, "a name"))
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = decode(data)
+        return found
+
     def _share(self, data: Any) -> Any:
+        self._require_metadata("a shared value")
         index = _index(data, self._shared, "shared")
         if index not in self._shared_done:
             self._shared_done[index] = _BEING_READ
@@ -185,7 +212,7 @@ class Decoder:
         return range(*bounds)
 
     def _size(self, data: Any) -> Any:
-        sizes = [self(item) for item in _list(data)]
+        sizes = [item if type(item) is int else self(item) for item in _list(data)]
         if not all(type(size) is int or isinstance(size, torch.SymInt) for size in sizes):
             raise GraphFormatError(f"a torch.Size holds integers, found {sizes!r:.80}")
         try:
@@ -195,7 +222,10 @@ class Decoder:
 
     def _record(self, data: Any) -> Any:
         path, fields = _list(data, 2)
-        values = {name: self(item) for name, item in _dict(fields).items()}
+        values = {
+            name: item if type(item) in _ATOMS else self(item)
+            for name, item in _dict(fields).items()
+        }
         return _torch_records.rebuild(_str(path, "record"), values)
 
     def _named_tuple(self, data: Any) -> Any:
@@ -207,6 +237,8 @@ class Decoder:
         fields = getattr(cls, "_fields", range(getattr(cls, "n_sequence_fields", 0)))
         if not isinstance(cls, type) or not issubclass(cls, tuple) or len(values) != len(fields):
             raise GraphFormatError(f"{cls!r:.80} is no named tuple of {len(values)} fields")
+        if not is_plain and _names.name_of(cls) is None:
+            raise GraphFormatError(f"{cls!r:.80} is not a named tuple of torch's")
         return tuple.__new__(cls, values) if is_plain else cls(values)
 
     def _enum(self, data: Any) -> Any:
@@ -224,7 +256,12 @@ class Decoder:
 
     def _alias(self, data: Any) -> Any:
         origin, arguments = _list(data, 2)
-        return self._subscribe(_type(self(origin)), arguments)
+        values = tuple([self(item) for item in _list(arguments)])
+        origin = _type(self(origin))
+        if origin is collections.abc.Callable and len(values) == 2:
+            return collections.abc.Callable[values[0], values[1]]
+        # As written. Subscribing would call what a class or its metaclass defines.
+        return types.GenericAlias(origin, values)
 
     def _subscribe(self, generic: Any, arguments: Any) -> Any:
         values = [self(item) for item in _list(arguments)]
@@ -245,7 +282,8 @@ def find_loaded(name: str) -> Any:
     found: Any = sys.modules.get(module_name)
     for atom in qualified.split("."):
         found = vars(found).get(atom) if isinstance(found, (types.ModuleType, type)) else None
-    is_it = getattr(found, "__qualname__", None) == qualified
+    is_it = isinstance(found, (type, types.FunctionType, types.BuiltinFunctionType))
+    is_it = is_it and found.__qualname__ == qualified
     return found if is_it else f"{module_name}.{qualified}"
 
 
@@ -311,6 +349,8 @@ def _reduce_union(values: list[Any]) -> Any:
 
 def _type(value: Any) -> Any:
     if value is None or isinstance(value, (type, types.GenericAlias, types.UnionType)):
+        if isinstance(value, type) and type(value).__or__ is not type.__or__:
+            raise GraphFormatError(f"{value!r:.80} makes unions in its own way")
         return value
     if getattr(value, "__module__", None) == "typing":
         return value

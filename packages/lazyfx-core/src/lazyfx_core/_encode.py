@@ -6,6 +6,7 @@ else is a JSON object with exactly one key that says what it is:
 ==========================================  ====================================================
 ``{"node": 3}``                             the fourth node of the graph
 ``{"tuple": […]}``, ``set``, ``frozenset``  containers; sets are sorted, so equal sets look equal
+``{"list": […]}``                           a list in metadata, which may move to a table
 ``{"dict": {…}}``, ``{"items": [[k, v]]}``  string keys, any keys; ``ordered``: OrderedDict
 ``{"slice": [a, b, c]}``, ``range``         as the constructors take them
 ``{"float": "inf"}``, ``{"int": "0x…"}``    what JSON numbers cannot say
@@ -47,7 +48,7 @@ from ._torch_graph import operator_name
 from ._torch_symbolic import FakeWriter, Unstorable, is_fake_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     Encode = Callable[[Any], Any]
 
@@ -62,6 +63,7 @@ TYPING_NAMES = frozenset(
 _SMALL_INT = 1 << 63
 _LONG_TEXT = 40
 _ATOMS = frozenset({str, bool, type(None)})
+_DTYPES = {v: {"dtype": str(v)[6:]} for v in vars(torch).values() if isinstance(v, torch.dtype)}
 
 
 class Encoder:
@@ -88,14 +90,14 @@ class Encoder:
         self._store_other = other
         self._text_index: dict[str, Any] = {}
         self._shared_index: dict[int, tuple[Any, Any]] = {}
-        self._named: dict[Any, Any] = {}
+        self._named: dict[int, tuple[Any, Any]] = {}  # of operators, functions and classes
         self._of_type: dict[type, Encode] = {
             int: _encode_int,
             float: _encode_float,
             fx.Node: self._encode_node,
             list: self._encode_list,
             immutable_list: self._encode_list,
-            tuple: lambda value: {"tuple": [self(item) for item in value]},
+            tuple: lambda value: {"tuple": self._encode_list(value)},
             dict: self._encode_dict,
             immutable_dict: self._encode_dict,
             collections.OrderedDict: lambda value: {"ordered": self._pairs(value)},
@@ -107,11 +109,11 @@ class Encoder:
             bytes: lambda v: {"bytes": base64.b64encode(v).decode()},
             type(...): lambda _: {"constant": "Ellipsis"},
             type(NotImplemented): lambda _: {"constant": "NotImplemented"},
-            torch.dtype: lambda v: {"dtype": str(v)[6:]},
+            torch.dtype: _DTYPES.__getitem__,
             torch.device: lambda v: {"device": str(v)},
             torch.layout: lambda v: {"layout": str(v)[6:]},
             torch.memory_format: lambda v: {"memory_format": str(v)[6:]},
-            torch.Size: lambda v: {"size": [self(item) for item in v]},
+            torch.Size: lambda v: {"size": self._encode_list(v)},
         }
 
     def __call__(self, value: Any) -> Any:
@@ -137,24 +139,23 @@ class Encoder:
         return found
 
     def once(self, value: Any) -> Any:
-        """A container that may be referred to from several places; they will share it again."""
+        """A container that may be referred to from several places; they will share it again.
+
+        It stands where it was met first, until it is met again: only then it moves to the table.
+        """
         held = self._shared_index.get(id(value))
         if held is None:
             encoded = self(value)
-            held = ({"shared": len(self.shared)}, value)
-            self.shared.append(encoded)
-            self._shared_index[id(value)] = held
-        return held[0]
-
-    def target(self, value: Any) -> Any:
-        """The JSON of what a node calls; the same object for the same target."""
-        try:
-            return self._named[value]
-        except KeyError:
-            encoded = self._named[value] = self(value)
+            if type(encoded) is not dict:
+                encoded = {"list": encoded}
+            self._shared_index[id(value)] = (encoded, value)
             return encoded
-        except TypeError:  # not hashable
-            return self(value)
+        encoded = held[0]
+        if "shared" not in encoded:
+            self.shared.append(dict(encoded))
+            encoded.clear()
+            encoded["shared"] = len(self.shared) - 1
+        return encoded
 
     def enter_meta(self, other: Encode) -> Encode:
         """Let ``other`` store what JSON cannot say; returns what :meth:`leave_meta` takes."""
@@ -177,12 +178,12 @@ class Encoder:
         except KeyError:
             raise Unstorable(f"it refers to {node.name!r}, which is not a node before it") from None
 
-    def _encode_list(self, value: list[Any]) -> Any:
-        return [self(item) for item in value]
+    def _encode_list(self, value: Iterable[Any]) -> list[Any]:
+        return [item if type(item) in _ATOMS else self(item) for item in value]
 
     def _encode_dict(self, value: dict[Any, Any]) -> Any:
         if all(type(key) is str for key in value):
-            return {"dict": {key: self(item) for key, item in value.items()}}
+            return {"dict": {k: v if type(v) in _ATOMS else self(v) for k, v in value.items()}}
         return {"items": self._pairs(value)}
 
     def _pairs(self, value: dict[Any, Any]) -> list[Any]:
@@ -198,6 +199,9 @@ class Encoder:
 
     def _other(self, value: Any) -> Any:
         """What is told by more than its exact type."""
+        held = self._named.get(id(value))
+        if held is not None:
+            return held[0]
         if is_fake_value(value):
             encoded = self._encode_fake(value)
             self._of_type[type(value)] = self._encode_fake
@@ -206,10 +210,10 @@ class Encoder:
             return {"spec": describe_spec(value, self)}
         operator_ = operator_name(value)
         if operator_ is not None:
-            return {"op": list(operator_)}
+            return self._name(value, {"op": list(operator_)})
         named = _names.name_of(value)
         if named is not None:
-            return {"fn": list(named)}
+            return self._name(value, {"fn": list(named)})
         record = _torch_records.describe(value)
         if record is not None:
             path, fields = record
@@ -230,6 +234,10 @@ class Encoder:
             return {"name": f"{getattr(value, '__module__', '')}:{value.__qualname__}"}
         return self._store_other(value)
 
+    def _name(self, value: Any, encoded: Any) -> Any:
+        self._named[id(value)] = (encoded, value)  # keeps it alive, so that its id stays its own
+        return encoded
+
     def _annotation(self, value: Any) -> Any:
         arguments = typing.get_args(value)
         if isinstance(value, types.GenericAlias):
@@ -245,6 +253,8 @@ class Encoder:
             name = "Union"  # its arguments say the rest
         if name not in TYPING_NAMES:
             return None
+        if not arguments and typing.get_origin(value) is tuple and value is not typing.Tuple:  # noqa: UP006
+            arguments = ((),)  # Tuple[()], the type of the empty tuple
         return {"typing": [name, [self(item) for item in arguments]]}
 
 

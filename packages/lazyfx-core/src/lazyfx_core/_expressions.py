@@ -30,19 +30,29 @@ MAX_SIZE = 100_000
 """The largest: operators, symbols and numbers, shared ones counted every time."""
 MAX_BITS = 1 << 20
 """The longest integer that any expression can come to with symbols of 64 bits."""
-MAX_TERMS = 10_000
-"""The most terms an expression can have when it is multiplied out."""
-_MAX_EXPONENT = 1000
+MAX_TERMS = 1000
+"""The most terms a product or power of sums can have when it is multiplied out."""
+MAX_EXPONENT = 1000
+"""The largest exponent; where it is an expression, what it may come to if its symbols are 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What an expression comes to: nodes, levels, terms when multiplied out, bits of its value."""
+    """What an expression comes to.
+
+    Attributes:
+        size: Operators, symbols and numbers.
+        depth: Levels.
+        terms: Terms when it is multiplied out.
+        bits: Bits of its value if all symbols have 64 bits.
+        constant: Bits of its value if all symbols are 1.
+    """
 
     size: int = 1
     depth: int = 1
     terms: int = 1
     bits: int = 64
+    constant: int = 1
 
     def why_too_much(self) -> str | None:
         """Which limit this is over, in words; None if it is over none."""
@@ -50,7 +60,7 @@ class Cost:
             return f"it is nested more than {MAX_DEPTH} deep"
         if self.size > MAX_SIZE:
             return f"it has more than {MAX_SIZE} parts"
-        if self.terms > MAX_TERMS:
+        if self.terms > MAX_SIZE:
             return f"multiplied out it has more than {MAX_TERMS} terms"
         return f"its value may have more than {MAX_BITS} bits" if self.bits > MAX_BITS else None
 
@@ -198,35 +208,61 @@ def _cost(head: str, arguments: list[Any], costs: list[Cost]) -> Cost:
     depth = 1 + max((cost.depth for cost in costs), default=0)
     terms = 1
     bits = max((cost.bits for cost in costs), default=1)
+    constant = max((cost.constant for cost in costs), default=1)
     if head == "Add":
         terms = sum(cost.terms for cost in costs)
         bits += len(costs).bit_length()
+        constant += len(costs).bit_length()
     elif head == "Mul":
-        for cost in costs:
-            terms = min(terms * cost.terms, MAX_TERMS + 1)
+        terms = _multiplied_out([cost.terms for cost in costs if cost.terms > 1])
         bits = sum(cost.bits for cost in costs)
+        constant = sum(cost.constant for cost in costs)
     elif head in ("Pow", "torch.PowByNatural", "torch.FloatPow"):
-        times = _times(arguments[1])
-        terms = min(costs[0].terms ** min(times, 64), MAX_TERMS + 1) if costs[0].terms > 1 else 1
+        times = _times(head, arguments[1], costs[1])
+        terms = _multiplied_out([costs[0].terms] * times) if costs[0].terms > 1 else 1
         bits = costs[0].bits * times
+        constant = costs[0].constant * times
     elif head in ("torch.LShift", "torch.RShift"):
-        bits = costs[0].bits + _times(arguments[1]) * 64
-    return Cost(size=size, depth=depth, terms=terms, bits=bits)
+        times = _times(head, arguments[1], costs[1])
+        bits, constant = costs[0].bits + times, costs[0].constant + times
+    return Cost(size=size, depth=depth, terms=terms, bits=bits, constant=constant)
 
 
-def _times(exponent: Any) -> int:
-    """How often something is multiplied with itself; 1 where that depends on a symbol."""
-    if not exponent.is_Number:
-        return 1
-    if not exponent.is_Rational or abs(exponent.p) > _MAX_EXPONENT or exponent.q > _MAX_EXPONENT:
-        # Not a GraphFormatError in disguise: a float exponent of a float is one multiplication.
-        if exponent.is_Float and abs(float(exponent)) <= _MAX_EXPONENT:
-            return max(1, int(abs(float(exponent))))
-        raise GraphFormatError(f"the exponent {exponent!s:.80} is beyond {_MAX_EXPONENT}")
-    return max(1, abs(int(exponent.p)) // int(exponent.q))
+def _multiplied_out(sums: list[int]) -> int:
+    """Terms of a product of sums; a single sum may be as long as any expression."""
+    terms = sums[0] if sums else 1
+    for more in sums[1:]:
+        terms *= more
+        if terms > MAX_TERMS:
+            return MAX_SIZE + 1
+    return terms
+
+
+def _times(head: str, exponent: Any, cost: Cost) -> int:
+    """How often something is multiplied with itself, at least.
+
+    torch's own powers of what turns out to be two integers stop at the largest 64-bit integer.
+    sympy's do not, and torch makes none whose exponent is not a number.
+    """
+    if exponent.is_Number and exponent.is_finite:
+        within = -MAX_EXPONENT <= exponent <= MAX_EXPONENT
+        if not within or (exponent.is_Rational and exponent.q > MAX_EXPONENT):
+            raise GraphFormatError(f"the exponent {exponent!s:.80} is beyond {MAX_EXPONENT}")
+        return max(1, int(abs(exponent)))
+    if head == "Pow":
+        raise GraphFormatError(f"the exponent {exponent!s:.80} is not a number")
+    if cost.constant > MAX_EXPONENT.bit_length():
+        raise GraphFormatError(f"the exponent {exponent!s:.80} holds numbers beyond {MAX_EXPONENT}")
+    return 1 << cost.constant
 
 
 def _cost_of_atom(expression: Any) -> Cost:
-    if expression.is_Integer:
-        return Cost(bits=max(1, int(expression).bit_length()))
-    return Cost(bits=64 if expression.is_Symbol else 128)
+    if expression.is_Symbol:
+        return Cost()
+    if expression.is_Rational:
+        bits = max(1, int(expression.p).bit_length())
+        return Cost(bits=bits, constant=bits)
+    if expression.is_Float:
+        bits = max(1, int(abs(expression)).bit_length())
+        return Cost(bits=bits, constant=bits)
+    return Cost()

@@ -88,6 +88,8 @@ class _Hasher:
         document = writer.graph(gm.graph)
         rows = document["nodes"]
         for node, row in zip(gm.graph.nodes, rows, strict=True):
+            if len(row) > 4:
+                row[4] = dict(sorted(row[4].items()))  # the order of dictionaries counts elsewhere
             if node.op in ("get_attr", "call_module"):
                 row.append(self._attribute(gm, node))
             if not self._names:
@@ -100,7 +102,9 @@ class _Hasher:
             document["codegen"].pop("orig_args", None)
         for unimportant in ("tracer", "tracer_extras"):
             document.pop(unimportant, None)
-        text = json.dumps([_VERSION, document], sort_keys=True, separators=(",", ":"))
+        if "meta" in document:
+            document["meta"] = [row and dict(sorted(row.items())) for row in document["meta"]]
+        text = json.dumps([_VERSION, document], separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _attribute(self, gm: fx.GraphModule, node: fx.Node) -> Any:
@@ -127,11 +131,14 @@ class _Hasher:
         if isinstance(value, fx.GraphModule):
             return ["graph", self.module(value)]
         if isinstance(value, nn.Module):
-            return ["module", by_name(type(value)), value.training, dict(self._contents(value))]
+            return ["module", by_name(type(value)), value.training, self._sorted(value)]
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
         writer = GraphWriter(self._other, dropped=None)
         return ["value", writer.encode(value), writer.tables()]
+
+    def _sorted(self, module: nn.Module) -> list[Any]:
+        return sorted(self._contents(module), key=lambda item: item[0])
 
     def _contents(self, module: nn.Module) -> Iterator[tuple[str, Any]]:
         """Parameters, buffers, children and configuration of a module that is called as a whole."""
@@ -161,8 +168,12 @@ class _Hasher:
         ]
         if tensor.layout is torch.strided:
             described.append([str(stride) for stride in tensor.stride()])
+        described.append([tensor.is_conj(), tensor.is_neg()])
         if self._values and not is_fake_value(tensor) and tensor.device.type != "meta":
-            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            if tensor.layout is not torch.strided or tensor.is_quantized:
+                raise Unstorable(f"values of a tensor of layout {tensor.layout} cannot be hashed")
+            plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+            data = plain.contiguous().reshape(-1).view(torch.uint8)
             described.append(hashlib.sha256(data.numpy().tobytes()).hexdigest())
         return described
 

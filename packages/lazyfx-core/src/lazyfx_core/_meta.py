@@ -165,4 +165,8 @@ def read_meta(row: Any, decode: Decoder) -> dict[str, Any]:
     """
     if type(row) is not dict:
         raise GraphFormatError(f"metadata is an object, found {row!r:.80}")
-    return {key: value if type(value) is int else decode(value) for key, value in row.items()}
+    outside, decode.in_metadata = decode.in_metadata, True
+    try:
+        return {k: value if type(value) is int else decode(value) for k, value in row.items()}
+    finally:
+        decode.in_metadata = outside

@@ -15,14 +15,22 @@ import torch
 from torch import fx, nn
 
 from . import _names
-from ._decode import Decoder
+from ._decode import Decoder, find_loaded
 from ._graph_module import LazyGraphModule, adopt
 from ._instance_class import user_class
 from ._meta import DroppedMeta, read_meta
 from ._serialize import GraphReader, GraphWriter, cannot_store
+from ._tensors import describe_tensors
 from ._torch_fx import GENERATED_FIELDS, new_plain_module, set_graph
 from ._torch_symbolic import FakeReader, FakeWriter, Unstorable
-from ._untrusted import check_attributes_exist, check_texts
+from ._untrusted import (
+    check_attribute,
+    check_attribute_name,
+    check_attributes_exist,
+    check_class_name,
+    check_held,
+    check_texts,
+)
 from .errors import GraphFormatError, LazyFxError, SerializationError
 
 if TYPE_CHECKING:
@@ -95,6 +103,7 @@ class ModuleWriter:
         self._dropped.append(dropped)
         writer = GraphWriter(
             lambda value: self._other(value, path),
+            other_in_meta=lambda value: self._other_in_meta(value, path),
             dropped=dropped if self._store_meta else None,
             fakes=self._fakes,
         )
@@ -109,24 +118,40 @@ class ModuleWriter:
                 for name, child in state["_modules"].items()
             },
         }
+        self._check_names(module, state, where)
         attributes: dict[str, Any] = {}
         for name, value in state.items():
             if name in _CONTAINERS or (is_graph and name in _NOT_STORED):
                 continue
             try:
+                check_attribute_name(type(module), name)
                 attributes[name] = writer.encode(value)
-            except (Unstorable, RecursionError) as error:
+            except (Unstorable, RecursionError, GraphFormatError) as error:
                 if not is_graph:
                     raise cannot_store(f"{where}, attribute {name!r}", error) from error
                 dropped.add(name, "an attribute of the module", str(error))
         entry["attributes"] = attributes
         if isinstance(module, fx.GraphModule):
             entry["class_name"] = type(module).__name__
-            entry["meta"] = writer.meta(getattr(module, "meta", {}), "the module")
             entry["graph"] = self._graph(writer, module, where)
+            entry["meta"] = writer.meta(getattr(module, "meta", {}), "the module")
+            entry["graph"].update(writer.tables())
         else:
             entry["tables"] = writer.tables()
         return entry
+
+    def _check_names(self, module: nn.Module, state: dict[str, Any], where: str) -> None:
+        """Raise for names that a reader would refuse."""
+        try:
+            if isinstance(module, fx.GraphModule):
+                check_class_name(type(module).__name__)
+            for table in ("_parameters", "_buffers", "_modules"):
+                for name in state[table]:
+                    check_held(type(module), name)
+        except GraphFormatError as error:
+            raise SerializationError(
+                f"{where}: {error}; rename it, so that the file can be read"
+            ) from error
 
     def _graph(self, writer: GraphWriter, gm: fx.GraphModule, where: str) -> dict[str, Any]:
         try:
@@ -185,6 +210,15 @@ class ModuleWriter:
             return {"module": index}
         return by_name(value)
 
+    def _other_in_meta(self, value: Any, path: str) -> Any:
+        """The same for metadata, where a tensor that cannot be stored is left out."""
+        if isinstance(value, torch.Tensor) and id(value) not in self._tensor_index:
+            try:
+                describe_tensors([value], None)
+            except SerializationError as error:
+                raise Unstorable(str(error)) from error
+        return self._other(value, path)
+
 
 class ModuleReader:
     """Reads what a :class:`ModuleWriter` wrote. Not thread-safe; used once.
@@ -205,6 +239,7 @@ class ModuleReader:
         self._tensors = tensors
         self._allowed = allowed
         self._callables = frozenset(v for v in allowed.values() if _is_hashable(v))
+        self._trusted_ids = {id(value) for value in allowed.values()}
         self._fakes = functools.cache(lambda: FakeReader(structure.get("fakes")))
         self._made: dict[int, nn.Module | None] = {}  # None: being read
 
@@ -260,17 +295,15 @@ class ModuleReader:
             fakes=self._fakes,
         )
         module = self._empty(entry.get("class"), is_graph=document is not None)
-        state = self._state(entry, reader.decode)
+        state = self._state(entry, reader.decode, type(module))
         if not isinstance(module, fx.GraphModule):
             module.__setstate__(state)  # type: ignore[no-untyped-call]
             return module
-        class_name = entry.get("class_name")
-        if type(class_name) is not str:
-            raise GraphFormatError(f"the class name is text, found {class_name!r:.80}")
-        meta = entry.get("meta")
-        state["meta"] = {} if meta is None else read_meta(meta, reader.decode)
+        class_name = check_class_name(entry.get("class_name"))
         vars(module).update(state)
         graph = reader.graph()
+        meta = entry.get("meta")
+        module.meta = {} if meta is None else read_meta(meta, reader.decode)
         check_attributes_exist(module, graph)
         if isinstance(module, LazyGraphModule):
             adopt(module, graph, class_name)
@@ -279,7 +312,7 @@ class ModuleReader:
             set_graph(module, graph)
         return module
 
-    def _state(self, entry: dict[str, Any], decode: Decoder) -> dict[str, Any]:
+    def _state(self, entry: dict[str, Any], decode: Decoder, cls: type) -> dict[str, Any]:
         state = dict(vars(nn.Module()))
         training = entry.get("training")
         if type(training) is not bool:
@@ -291,21 +324,20 @@ class ModuleReader:
         state["_non_persistent_buffers_set"] = set(unsaved)
         for name, kind in (("parameters", nn.Parameter), ("buffers", torch.Tensor)):
             for key, number in _field(entry, name, dict).items():
+                check_held(cls, key)
                 value = None if number is None else self._tensor(number)
                 if value is not None and not isinstance(value, kind):
                     raise GraphFormatError(f"{name} {key!r:.80} is no {kind.__name__}")
                 state[f"_{name}"][key] = value
         for key, number in _field(entry, "modules", dict).items():
+            check_held(cls, key)
             state["_modules"][key] = None if number is None else self._module(number)
-        for key, value in _field(entry, "attributes", dict).items():
-            if (
-                key in _CONTAINERS
-                or key in _NOT_STORED
-                or not key.isidentifier()
-                or key[:2] == "__"
-            ):
+        for key, data in _field(entry, "attributes", dict).items():
+            if key in _CONTAINERS or key in _NOT_STORED:
                 raise GraphFormatError(f"a module has no attribute {key!r:.80}")
-            state[key] = decode(value)
+            value = decode(data)
+            check_attribute(cls, key, value, self._trusted_ids)
+            state[key] = value
         return state
 
     def _empty(self, data: Any, *, is_graph: bool) -> nn.Module:
@@ -314,7 +346,8 @@ class ModuleReader:
             return LazyGraphModule.__new__(LazyGraphModule)
         if is_graph and data == "graph module":
             return new_plain_module(fx.GraphModule)
-        cls: Any = Decoder(nodes=[], other={"allowed": self._allowed_object})(data)
+        decode = Decoder(nodes=[], other={"allowed": self._allowed_object}, trusted=False)
+        cls: Any = decode(data)
         expected = fx.GraphModule if is_graph else nn.Module
         if not (isinstance(cls, type) and issubclass(cls, expected)):
             raise GraphFormatError(f"expected a class of {expected.__name__}, found {cls!r:.80}")
@@ -348,7 +381,7 @@ def by_name(value: Any) -> Any:
     if named is not None:
         return {"fn": list(named)}
     name = _name(value)
-    if name is None or "<" in name:
+    if name is None or find_loaded(name) is not value:
         raise Unstorable(
             f"a {type(value).__name__} ({value!r:.80}) is neither plain data nor a function or "
             "class that has a name in its module"

@@ -37,6 +37,7 @@ from torch import fx
 from . import _torch_names
 from ._torch_graph import operator_name
 from ._torch_names import words
+from ._torch_records import class_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Set
@@ -214,44 +215,62 @@ def why_not_arguments(
         reason = _why_not_getattr(args, kwargs)
         if reason is not None:
             return reason
-    if not kwargs and all(type(value) in _QUIET for value in args):
+    if not kwargs and _QUIET.issuperset(map(type, args)):
         return None
-    waiting: list[Any] = [*args, *kwargs.values()]
-    seen: set[int] = set()
-    while waiting:
-        value = waiting.pop()
-        if type(value) in _QUIET or id(value) in seen or id(value) in allowed:
+    for value in _leaves([*args, *kwargs.values()]):
+        if id(value) in allowed or isinstance(value, _KNOWN_TEXT):
             continue
-        if type(value) is slice:
-            seen.add(id(value))
-            waiting += (value.start, value.stop, value.step)
-        elif isinstance(value, _CONTAINERS):
-            seen.add(id(value))
-            waiting += value
-            waiting += value.values() if isinstance(value, dict) else ()
-        elif not isinstance(value, _KNOWN_TEXT):
-            reason = why_not_value(value)
-            if reason is None and not callable(value):
-                reason = f"torch would write the text of a {type(value).__name__} into code"
-            if reason is not None:
-                return f"an argument of {_described(target)}: {reason}"
+        reason = _why_not_leaf(value)
+        if reason is None and not callable(value):
+            reason = f"torch would write the text of a {type(value).__name__} into code"
+        if reason is not None:
+            return f"an argument of {_described(target)}: {reason}"
     return None
 
 
-def why_not_value(value: Any) -> str | None:
-    """Why a file from a stranger may not hold ``value`` as an argument or attribute, else None.
+def why_not_value(value: Any, allowed: Set[int] = frozenset()) -> str | None:
+    """Why a module from a stranger may not hold ``value`` as an attribute; None if it may.
 
     Who receives a function may call it, with arguments that nobody has looked at. What cannot be
-    called is fine here, and so are nodes. Does not look into containers.
+    called is fine here. Looks into containers, not into other objects.
+
+    Args:
+        value: The value.
+        allowed: Identities of functions and classes that the caller trusts.
     """
+    for leaf in _leaves([value]):
+        reason = None if id(leaf) in allowed else _why_not_leaf(leaf)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _why_not_leaf(value: Any) -> str | None:
     if value is getattr:
         return "builtins.getattr may be called with a fixed attribute, but not handed on"
     operator = operator_name(value)
     if operator is not None:
         return _why_not_operator(*operator)
-    if not callable(value) or isinstance(value, fx.Node) or name_of(value) is not None:
+    if not callable(value) or name_of(value) is not None or class_path(value) is not None:
         return None
     return f"{_described(value)} is not in the table of harmless functions"
+
+
+def _leaves(waiting: list[Any]) -> Iterator[Any]:
+    """What containers in ``waiting`` hold in the end, plain values and nodes left out."""
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if type(value) in _QUIET or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if type(value) is slice:
+            waiting += (value.start, value.stop, value.step)
+        elif isinstance(value, _CONTAINERS):
+            waiting += value
+            waiting += value.values() if isinstance(value, dict) else ()
+        else:
+            yield value
 
 
 def _make_table() -> _Table:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import base64
 import pickle
 import sys
+import typing
+import weakref
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +42,12 @@ from ._serialize import (
 from ._torch_codegen import is_spec
 from ._torch_fx import GENERATED_FIELDS, new_plain_module, set_graph
 from ._torch_symbolic import Unstorable, is_fake_value
-from ._untrusted import check_attributes_exist
+from ._untrusted import check_attributes_exist, check_value
 from .errors import GraphFormatError
 
 if TYPE_CHECKING:
+    from torch.package import PackageExporter
+
     from ._graph_module import LazyGraphModule
 
 _LARGEST_DOCUMENT = 1 << 30  # bytes, once decompressed
@@ -122,7 +126,7 @@ def module_state(
             ours[name] = value
         else:
             attributes[name] = value
-    attributes["_modules"] = _storable_children(held["_modules"], {})
+    attributes["_modules"] = _storable_children(held["_modules"])
     options = current_options()
     dropped = DroppedMeta(class_name=class_name, strict=options.strict)
     objects = _Objects()
@@ -272,6 +276,8 @@ def _restore_state(
             attributes[name] = {} if value is None else read_meta(value, decode)
         else:
             attributes[name] = decode(value)
+            if stored.unchecked is not Unchecked and name != "_tracer_cls":
+                check_value(name, attributes[name], frozenset())
     gm.__setstate__(attributes)  # type: ignore[no-untyped-call]
     return graph
 
@@ -334,6 +340,8 @@ class _Objects:
 
 def is_importable(value: Any) -> bool:
     """Whether pickle finds ``value`` again by its name; what has no name pickles by value."""
+    if typing.get_origin(value) is not None:
+        return True  # List[int] and friends answer with the name of what they are made of
     qualified = getattr(value, "__qualname__", None)
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     if qualified is None or module is None:
@@ -352,47 +360,67 @@ class _PlainModule:
     torch pickles the plain one by its source, which loses what tracing cannot see.
     """
 
+    __slots__ = ("__weakref__", "_gm")
+
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return restore_plain_module, module_state(self._gm)
 
+    def __reduce_package__(self, exporter: PackageExporter) -> tuple[Any, ...]:
+        from ._package import reduce_plain_module
 
-def _storable_children(modules: dict[str, Any], done: dict[int, Any]) -> dict[str, Any]:
+        return reduce_plain_module(self._gm, exporter)
+
+
+# Pickle stores once what it meets twice, so a module must have the same stand-in everywhere. A
+# stand-in keeps alive what its key is the id of, and lives as long as a pickler remembers it.
+_stand_ins: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def _storable_children(modules: dict[str, Any]) -> dict[str, Any]:
     """``modules`` with plain graph modules, at any depth, replaced by what stores their graphs."""
     changed = {}
     for name, child in modules.items():
         if isinstance(child, nn.Module):
-            if id(child) not in done:
-                done[id(child)] = _storable(child, done)
-            if done[id(child)] is not child:
-                changed[name] = done[id(child)]
+            storable = _storable(child)
+            if storable is not child:
+                changed[name] = storable
     return {**modules, **changed} if changed else modules
 
 
-def _storable(module: nn.Module, done: dict[int, Any]) -> Any:
+def _storable(module: nn.Module) -> Any:
     cls = type(module)
     if isinstance(module, fx.GraphModule):
-        return _PlainModule(module) if cls.__reduce__ is fx.GraphModule.__reduce__ else module
+        if cls.__reduce__ is not fx.GraphModule.__reduce__:
+            return module
+        found = _stand_ins.get(id(module))
+        if not isinstance(found, _PlainModule):
+            found = _stand_ins[id(module)] = _PlainModule(module)
+        return found
     pickles_as_usual = (
         cls.__reduce_ex__ is object.__reduce_ex__
         and cls.__reduce__ is object.__reduce__
-        and getattr(cls, "__getstate__", None) is getattr(object, "__getstate__", None)
+        and getattr(cls, "__getstate__", None)
+        in (getattr(object, "__getstate__", None), getattr(nn.Module, "__getstate__", None))
     )
     if not pickles_as_usual or not module._modules:
         return module
-    children = _storable_children(module._modules, done)
+    children = _storable_children(module._modules)
     if children is module._modules:
         return module
-    twin = cls.__new__(cls)
-    twin.__dict__.update(vars(module), _modules=children)
+    key = id(module._parameters)  # the twin holds the same dictionary
+    twin = _stand_ins.get(key)
+    if twin is None:
+        twin = _stand_ins[key] = cls.__new__(cls)
+        twin.__dict__.update(vars(module), _modules=children)
     return twin
 
 
 def _callers_level() -> int:
     """How far up the stack, seen from whoever calls ``warn``, neither lazyfx nor torch is."""
-    level, frame = 2, sys._getframe(2)
+    level, frame = 3, sys._getframe(2)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if module.partition(".")[0] not in ("lazyfx_core", "torch", "pickle"):

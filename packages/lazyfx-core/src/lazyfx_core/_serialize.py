@@ -197,6 +197,7 @@ class GraphReader:
             other=other,
             find_name=find_name,
             fakes=fakes,
+            trusted=trusted,
         )
 
     def graph(self) -> fx.Graph:
@@ -225,7 +226,7 @@ class GraphReader:
                 named = {key: decode(item) for key, item in kwargs.items()} if kwargs else {}
                 type_ = type_ if type_ is None else decode(type_)
                 if check is not None:
-                    check(op, target, values, named, name)
+                    check(op, target, values, named, name, type_)
                 created.append(add(op, target, values, named, name, type_))
             where = "metadata"
             for node, row in self._meta_rows():
@@ -255,7 +256,7 @@ class GraphReader:
         fx.Graph.__init__(graph, tracer_cls=tracer_cls, tracer_extras=extras)
         codegen = rebuild_codegen(document.get("codegen"), decode)
         if not self._trusted:
-            check_codegen(codegen)
+            check_codegen(codegen, self._allowed)
         graph.set_codegen(codegen)
         return graph
 
@@ -314,7 +315,7 @@ def may_come_from_a_stranger(gm: fx.GraphModule) -> bool:
         check_codegen(graph_parts(graph)[0])
         check = NodeCheck()
         for node in graph.nodes:
-            check(node.op, node.target, node.args, node.kwargs, node.name)
+            check(node.op, node.target, node.args, node.kwargs, node.name, node.type)
     except GraphFormatError:
         return False
     return True

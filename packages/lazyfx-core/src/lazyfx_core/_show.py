@@ -47,8 +47,8 @@ def describe_file(path: str | os.PathLike[str], *, code: bool = True) -> Iterato
         f"{path}: schema {structure.get('schema')}, written by lazyfx "
         f"{structure.get('lazyfx')} on torch {structure.get('torch')}"
     )
-    total = sum(tensor.nbytes for tensor in tensors if tensor.shares_storage_with is None)
-    yield f"{len(modules)} modules, {len(tensors)} tensors, {_size(total)}"
+    total = sum(tensor.storage_nbytes for tensor in tensors if tensor.shares_storage_with is None)
+    yield f"{_count(len(modules), 'module')}, {_count(len(tensors), 'tensor')}, {_size(total)}"
     fakes = functools.cache(lambda: FakeReader(structure.get("fakes")))
     for index, entry in enumerate(modules):
         if type(entry) is dict and "graph" in entry:
@@ -69,7 +69,8 @@ def _graph(
 ) -> Iterator[str]:
     document = entry["graph"]
     rows = document.get("nodes", []) if type(document) is dict else []
-    yield _plain(f"graph {index}: {entry.get('class_name')}, {len(rows)} nodes")
+    rows = rows if type(rows) is list else []
+    yield _plain(f"graph {index}: {entry.get('class_name')}, {_count(len(rows), 'node')}")
     try:
         graph = GraphReader(
             document,
@@ -84,7 +85,7 @@ def _graph(
         yield from _counts(graph)
         if code:
             yield ""
-            for line in _code(graph).splitlines():
+            for line in _code(graph).strip().splitlines():
                 yield _plain(f"    {line}" if line else "")
     except LazyFxError as error:
         yield _plain(f"    cannot be read: {error}")
@@ -128,7 +129,7 @@ def _tensor_table(tensors: list[TensorInfo]) -> Iterator[str]:
             str(tensor.dtype).removeprefix("torch."),
             "x".join(map(str, tensor.shape)) or "scalar",
             str(tensor.device),
-            _size(tensor.nbytes)
+            _size(tensor.storage_nbytes)
             if tensor.shares_storage_with is None
             else f"in {tensors[tensor.shares_storage_with].name}",
         )
@@ -138,6 +139,10 @@ def _tensor_table(tensors: list[TensorInfo]) -> Iterator[str]:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         yield _plain("  ".join(cells).rstrip())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _size(count: float) -> str:

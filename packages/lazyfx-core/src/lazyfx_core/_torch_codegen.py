@@ -9,12 +9,14 @@ private name                                    used for
 ``utils._pytree.TreeSpec``, its three fields    the structure itself
 ==============================================  ============================================
 
-A tree spec is written as ``null`` for a leaf, else ``[type, context, [children]]``. Tree specs of
+A tree spec is written as ``null`` for a leaf, else ``[type, context, [children]]``; the type of
+named tuples, whose class is the context, is ``"namedtuple"``. Tree specs of
 torch pickle with a warning and only while their classes keep their names; this form does neither.
 """
 
 from __future__ import annotations
 
+import collections
 from typing import TYPE_CHECKING, Any
 
 from torch.fx import graph as _torch_graph
@@ -106,6 +108,22 @@ def texts_in_code(codegen: CodeGen) -> list[str]:
     return texts
 
 
+def specs_of(codegen: CodeGen) -> list[Any]:
+    """The tree specs of ``codegen``."""
+    if not isinstance(codegen, _PyTreeCodeGen):
+        return []
+    info = codegen.pytree_info
+    return [spec for spec in (info.in_spec, info.out_spec) if spec is not None]
+
+
+def spec_parts(spec: Any) -> tuple[Any, Any, list[Any]]:
+    """Type, context and children of a tree spec; a leaf has the type None."""
+    children = getattr(spec, "_children", None)
+    if children is None:
+        children = spec.children_specs
+    return spec.type, spec._context if hasattr(spec, "_context") else spec.context, children
+
+
 def is_spec(value: object) -> bool:
     """Whether ``value`` is a tree spec in Python (those in C++ pickle by themselves)."""
     return isinstance(value, _pytree.TreeSpec)
@@ -115,11 +133,10 @@ def describe_spec(spec: Any, encode: Callable[[Any], Any]) -> Any:
     """JSON of a tree spec."""
     if spec.type is None:
         return None
-    children = getattr(spec, "_children", None)
-    if children is None:
-        children = spec.children_specs
-    context = spec._context if hasattr(spec, "_context") else spec.context
-    return [encode(spec.type), encode(context), [describe_spec(c, encode) for c in children]]
+    kind, context, children = spec_parts(spec)
+    if kind is collections.namedtuple:
+        return ["namedtuple", encode(context), [describe_spec(c, encode) for c in children]]
+    return [encode(kind), encode(context), [describe_spec(c, encode) for c in children]]
 
 
 def rebuild_spec(data: Any, decode: Callable[[Any], Any], depth: int = 0) -> Any:
@@ -134,7 +151,7 @@ def rebuild_spec(data: Any, decode: Callable[[Any], Any], depth: int = 0) -> Any
         raise GraphFormatError(f"a tree is [type, context, children], found {data!r:.80}")
     if depth > _DEEPEST_TREE:
         raise GraphFormatError(f"a tree is deeper than {_DEEPEST_TREE}")
-    kind = decode(data[0])
+    kind = collections.namedtuple if data[0] == "namedtuple" else decode(data[0])
     if kind not in _pytree.SUPPORTED_NODES:
         raise GraphFormatError(
             f"{kind!r:.80} is not registered with pytree; import the library that registers it "

@@ -31,7 +31,7 @@ import torch
 
 from . import _torch_shape_env
 from ._expressions import Expressions
-from ._torch_sympy import Unstorable, int_from_json, int_to_json
+from ._torch_sympy import Unstorable, int_from_json, int_to_json, is_value_of
 from .errors import GraphFormatError
 
 if TYPE_CHECKING:
@@ -179,6 +179,8 @@ class FakeReader:
             raise GraphFormatError(f"{where}: {row[0]!r:.80} is not a kind of number")
         python_type, symbolic_type = _KINDS[row[0]]
         expression = self._expressions().at(row[1])
+        if not is_value_of(row[0], expression):
+            raise GraphFormatError(f"{where}: {expression!s:.80} is not of kind {row[0]}")
         known = [_read_number(item, where) for item in row[2:]]
         if any(value is not None and type(value) is not python_type for value in known):
             raise GraphFormatError(f"{where}: {row[2:]!r:.80} is not of kind {row[0]}")

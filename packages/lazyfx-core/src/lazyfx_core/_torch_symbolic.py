@@ -45,7 +45,7 @@ import torch
 from . import _torch_shape_env
 from ._expressions import Expressions
 from ._torch_fake import MODE_SETTINGS, SYMBOLIC, FakeReader, write_number
-from ._torch_sympy import Unstorable, load_sympy
+from ._torch_sympy import Unstorable, is_value_of, load_sympy
 
 __all__ = ["FakeReader", "FakeWriter", "Unstorable", "is_fake_value"]
 
@@ -195,7 +195,10 @@ class FakeWriter:
         expression = node._expr
         if isinstance(expression, int):
             expression = load_sympy().sympify(expression)
-        row = [SYMBOLIC[type(value)], self._table.index(expression)]
+        kind = SYMBOLIC[type(value)]
+        if not is_value_of(kind, expression):
+            raise Unstorable(f"the symbolic number {value} is not of kind {kind}")
+        row = [kind, self._table.index(expression)]
         row += [write_number(known) for known in (node._hint, node.constant)]
         if node.constant is None:
             row.pop()

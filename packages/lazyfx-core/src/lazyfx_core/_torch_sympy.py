@@ -80,6 +80,12 @@ def _short(value: Any) -> str:
     return f"{value!r:.80}"
 
 
+def is_value_of(kind: str, expression: Any) -> bool:
+    """Whether a symbolic ``"int"``, ``"float"`` or ``"bool"`` can have this expression."""
+    sympy = load_sympy()
+    return isinstance(expression, sympy.logic.boolalg.Boolean if kind == "bool" else sympy.Expr)
+
+
 def row(expression: Any, index: Callable[[Any], int]) -> list[Any]:
     """The row of ``expression``.
 
@@ -179,11 +185,7 @@ def _classes() -> dict[str, tuple[Any, Callable[[Any, list[Any]], Any]]]:
     }
     for name in ("Eq", "Ne", "Lt", "Le", "Gt", "Ge"):
         table[name] = (getattr(sympy, name), _join_two)
-    for name in (
-        *("Pow", "Not", "Mod", "Max", "Min", "Abs", "sign", "floor", "ceiling", "exp", "log"),
-        *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh"),
-        *("asinh", "acosh", "atanh"),
-    ):
+    for name in (*("Pow", "Not", "Mod", "Max", "Min", "Abs", "sign", "floor", "ceiling", "log"),):
         table[name] = (getattr(sympy, name), _join_unevaluated)
     for name, cls in vars(functions).items():
         is_own = isinstance(cls, type) and cls.__module__ == functions.__name__

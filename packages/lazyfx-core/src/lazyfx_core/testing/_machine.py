@@ -131,6 +131,7 @@ class GraphModuleMachine(ObserverSteps):
             graph = copy_graph(gm.graph)
             apply_edit(graph, edit)
             gm.graph = graph
+        self.pair.mark()  # the nodes that copied metadata refers to are the old ones
         self.pair.recompiled()
 
     @step(edit=invalid_edits(), looks=st.lists(st.sampled_from(sorted(_LOOKS)), min_size=1))

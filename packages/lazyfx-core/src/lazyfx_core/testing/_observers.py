@@ -24,6 +24,7 @@ from lazyfx_core._instance_class import user_class
 
 from ._diff import assert_graphs_equal
 from ._outcome import run
+from ._pair import assert_same_state, assert_same_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +113,8 @@ class ObserverSteps(RuleBasedStateMachine):
 
     @step(go_on=st.booleans())
     def deepcopy(self, go_on: bool) -> None:
-        """Copies have the class, the graph and the results; perhaps go on with them."""
+        """Copies have class, graph, metadata, state and results; perhaps go on with them."""
+        self.pair.mark()
         plain, tested = self.pair.both(copy.deepcopy, "deepcopy")
         if plain.error is None:
             self._compare_copies(plain.value, tested.value, "a deep copy")
@@ -121,12 +123,14 @@ class ObserverSteps(RuleBasedStateMachine):
                 self.pair.plain, self.pair.tested = (outcome.value for outcome in again)
                 # Copies of plain modules are called "GraphModule" whatever was copied.
                 type(self.pair.plain).__name__ = type(self.pair.tested).__name__
+                self.pair.mark()  # the nodes that copied metadata refers to are the old ones
                 self.pair.recompile()
 
     @step()
     @comparable
     def copy(self) -> None:
-        """A shallow copy has the same graph; calling it moves the same buffers."""
+        """A shallow copy has the same graph and metadata; calling it moves the same buffers."""
+        self.pair.mark()
         plain, tested = self.pair.both(copy.copy, "copy")
         if plain.error is None:
             self._compare_copies(plain.value, tested.value, "a copy")
@@ -135,10 +139,11 @@ class ObserverSteps(RuleBasedStateMachine):
 
     @step(through=st.sampled_from(("pickle", "torch.save")))
     def pickle(self, through: str) -> None:
-        """What is loaded equals what was stored, in-place operators and names included.
+        """What is loaded equals what was stored: in-place operators, names, metadata, state.
 
-        Not compared with a plain module's pickle: that loses them.
+        Not compared with a plain module's pickle: that loses the first three.
         """
+        self.pair.mark()
         expected = run(lambda: copy.deepcopy(self.pair.plain))
         if not self.pair.is_lazy or expected.error is not None:
             return
@@ -146,18 +151,26 @@ class ObserverSteps(RuleBasedStateMachine):
         loaded = run(lambda: store(self.pair.tested))
         if loaded.error is not None:
             raise AssertionError(f"{through} raised") from loaded.error
-        self._compare_copies(expected.value, loaded.value, f"loaded from {through}")
+        what = f"what was loaded from {through}"
+        self._assert_same_class(loaded.value, what)
+        assert_same_state(self.pair.tested, loaded.value, what)
+        assert_same_tensors(self.pair.tested, loaded.value, what)
+        self.pair.assert_same_calls(expected.value, loaded.value, what)
 
     def _compare_copies(self, plain: fx.GraphModule, tested: fx.GraphModule, what: str) -> None:
+        self._assert_same_class(tested, what)
+        assert_same_state(plain, tested, f"the state of {what}")
+        assert_same_tensors(self.pair.tested, tested, what)
+        # Not the modules: copying drops graph modules that the graph no longer calls, for both.
+        assert_graphs_equal(self.pair.tested.graph, tested.graph)
+        self.pair.assert_same_calls(plain, tested, what)
+
+    def _assert_same_class(self, tested: fx.GraphModule, what: str) -> None:
         if user_class(type(tested)) is not user_class(type(self.pair.tested)):
             raise AssertionError(
                 f"{what} should be a {user_class(type(self.pair.tested)).__name__}, is a "
                 f"{user_class(type(tested)).__name__}"
             )
-        assert_graphs_equal(plain, tested)
-        # Not the modules: copying drops graph modules that the graph no longer calls, for both.
-        assert_graphs_equal(self.pair.tested.graph, tested.graph)
-        self.pair.assert_same_calls(plain, tested, what)
 
     # --- tracers ------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from ._case import GraphCase, clone_inputs, graph_modules
 from ._diff import assert_graphs_equal
 from ._edits import Edit, apply_edit
 from ._outcome import Outcome, assert_same_outcome, run, run_unseeded, value_difference
+from ._torch_values import same_elements, tensor_facts
 
 
 class Pair:
@@ -42,6 +43,7 @@ class Pair:
         """Whether a graph was edited whose module was stale, and not recompiled since."""
         self.child_edited = False
         """Whether the graph of a graph module inside was edited and not recompiled since."""
+        self.mark()
 
     # --- changing both ------------------------------------------------------------------------
 
@@ -89,6 +91,11 @@ class Pair:
         if self.is_lazy:
             self.stale = is_stale(self.tested)
 
+    def mark(self) -> None:
+        """Put metadata on both, and on the nodes there are now, for copies to keep."""
+        for gm in (self.plain, self.tested):
+            _mark(gm)
+
     # --- comparing ----------------------------------------------------------------------------
 
     def both(self, function: Any, what: str, *, messages: bool = True) -> tuple[Outcome, Outcome]:
@@ -110,15 +117,12 @@ class Pair:
         assert_same_outcome(run(plain, self.inputs), run(tested, self.inputs), what)
 
     def assert_same_state(self) -> None:
-        """Graphs, parameters, buffers and flags agree; nothing is looked at.
+        """Graphs, metadata, parameters, buffers and flags agree; nothing is looked at.
 
         Raises:
             AssertionError: They do not.
         """
-        assert_graphs_equal(self.plain, self.tested)
-        difference = value_difference(_state(self.plain), _state(self.tested), "state")
-        if difference:
-            raise AssertionError(difference)
+        assert_same_state(self.plain, self.tested, "state")
         if self.is_lazy and is_stale(self.tested) != self.stale:
             raise AssertionError(
                 f"the module should be {_word(self.stale)}, is {_word(not self.stale)}"
@@ -142,6 +146,33 @@ class Pair:
             )
         else:
             self.assert_same_calls(self.plain, self.tested, "calling")
+
+
+def assert_same_state(plain: fx.GraphModule, tested: fx.GraphModule, what: str) -> None:
+    """Graphs, metadata, parameters, buffers and flags of two modules agree.
+
+    Raises:
+        AssertionError: They do not.
+    """
+    assert_graphs_equal(plain, tested, meta=True)
+    difference = value_difference(_state(plain), _state(tested), what)
+    if difference:
+        raise AssertionError(difference)
+
+
+def assert_same_tensors(before: fx.GraphModule, after: fx.GraphModule, what: str) -> None:
+    """Parameters and buffers that two modules both have are the same, to the last bit.
+
+    :func:`assert_same_state` allows for rounding; a copy must not round.
+
+    Raises:
+        AssertionError: They are not.
+    """
+    tensors = [dict([*gm.named_parameters(), *gm.named_buffers()]) for gm in (before, after)]
+    for name, expected in tensors[0].items():
+        seen = tensors[1].get(name, expected)
+        if tensor_facts(expected) != tensor_facts(seen) or not same_elements(expected, seen):
+            raise AssertionError(f"{name} of {what} should be {expected}, is {seen}")
 
 
 def is_stale(gm: fx.GraphModule) -> bool:
@@ -176,6 +207,22 @@ def _state(gm: fx.GraphModule) -> dict[str, Any]:
         "training": {name: module.training for name, module in gm.named_modules()},
         "owners": {name: m.graph.owning_module is m for name, m in graph_modules(gm)},
     }
+
+
+def _mark(gm: fx.GraphModule) -> None:
+    """Metadata of every kind that plain copies keep: plain, nested, and nodes in ``node.meta``.
+
+    Every second node gets some, and refers to the node before it. ``gm.meta`` holds no node: the
+    deep copy of a plain module then holds a copy of that node which is in no graph.
+    """
+    for name, child in graph_modules(gm):
+        child.meta["lazyfx_testing"] = {"name": name, "nested": [[-0.0, None], {"a": (1, [True])}]}
+        before: list[fx.Node] = []
+        for index, node in enumerate(child.graph.nodes):
+            node.meta.pop("lazyfx_testing", None)  # it may refer to a node that is gone
+            if index % 2 or node.op == "output":
+                node.meta["lazyfx_testing"] = {"index": index, "nested": [2.5, ("b", before[-1:])]}
+            before.append(node)
 
 
 def _word(stale: bool) -> str:

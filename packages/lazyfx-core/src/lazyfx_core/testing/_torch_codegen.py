@@ -31,19 +31,21 @@ def describe_codegen(graph: fx.Graph) -> dict[str, Any]:
     """Everything about the code generator of ``graph`` that two equal graphs share. Reads only.
 
     Returns:
-        The class, whether a body transformer is set, and for pytree generators the argument
-        names and the two specs.
+        The class, every attribute (the body transformer among them), and for pytree generators
+        the argument names and the two specs.
     """
     codegen = graph._codegen
+    attributes = dict(vars(codegen))
+    info = attributes.pop("pytree_info", None)
     found: dict[str, Any] = {
         "class": type(codegen),
-        "body transformer": getattr(codegen, "_body_transformer", None) is not None,
+        "body transformer": attributes.pop("_body_transformer", None),
+        "argument names": None if info is None else list(info.orig_args),
+        "input spec": None if info is None else info.in_spec,
+        "output spec": None if info is None else info.out_spec,
     }
-    info = getattr(codegen, "pytree_info", None)
-    found["argument names"] = None if info is None else list(info.orig_args)
-    found["input spec"] = None if info is None else info.in_spec
-    found["output spec"] = None if info is None else info.out_spec
-    return found
+    # In no order that means anything.
+    return found | {name: attributes[name] for name in sorted(attributes)}
 
 
 def copy_codegen(graph: fx.Graph, new: fx.Graph) -> None:
