@@ -184,7 +184,7 @@ def _elements(tensor: torch.Tensor) -> torch.Tensor | None:
         return None
     plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     size, stride = tuple(tensor.size()), tuple(tensor.stride())
-    return plain.set_(storage, tensor.storage_offset(), size, stride)  # type: ignore[call-overload, no-any-return]
+    return plain.set_(storage, tensor.storage_offset(), size, stride)
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:

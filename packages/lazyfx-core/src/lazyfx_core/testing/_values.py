@@ -204,8 +204,8 @@ class Values:
             same = _base_value(left) == _base_value(right)
             return _attributes(left, right, where) if same else different
         if isinstance(left, types.MethodType):
-            names = ("__func__", "__self__")
-            return [(getattr(left, n), getattr(right, n), f"{where}.{n}") for n in names]
+            bound = ("__func__", "__self__")
+            return [(getattr(left, n), getattr(right, n), f"{where}.{n}") for n in bound]
         if isinstance(left, slice):
             names = ("start", "stop", "step")
             return [(getattr(left, n), getattr(right, n), f"{where}.{n}") for n in names]
@@ -244,7 +244,7 @@ def _attributes(left: Any, right: Any, where: str) -> list[Pair]:
     """What objects of subclasses of builtin types hold besides."""
     if kind_of(left) in _CONTAINERS:
         return []
-    pairs = [(fields(left), fields(right), f"{where}: attributes")]
+    pairs: list[Pair] = [(fields(left), fields(right), f"{where}: attributes")]
     if isinstance(left, defaultdict):
         pairs.append((left.default_factory, right.default_factory, f"{where}.default_factory"))
     return pairs if pairs[0][0] or pairs[0][1] else pairs[1:]
@@ -257,7 +257,7 @@ def _atom(value: Any) -> tuple[type, object]:
 
 def _base_value(value: Any) -> object:
     """A number or text of a subclass as one of the builtin type, whatever its own methods say."""
-    base = next(base for base in _BASES if isinstance(value, base))
+    base: Any = next(base for base in _BASES if isinstance(value, base))
     if base in (float, complex):
         return base.__repr__(value)
     return base.__str__(value) if base is str else base.__add__(value, base())
