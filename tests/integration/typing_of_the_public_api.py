@@ -1,5 +1,6 @@
 """Only type-checked, never run: what a user's type checker sees."""
 
+from pathlib import Path
 from typing import Any, assert_type
 
 import torch
@@ -10,9 +11,14 @@ from lazyfx_compilers import FxCompiler, debug_nop, get_inputs, nop, ts_compile
 from lazyfx_core import (
     LazyGraphModule,
     RecompileSnapshot,
+    allow_in_weights_only_load,
     get_graph_module_cls,
+    graph_hash,
+    load_graph,
     make_graph_module,
     recompile_stats,
+    save_graph,
+    serialization_options,
     use_lazy_graph_module,
     verify_graphs,
 )
@@ -44,6 +50,14 @@ def core_around(gm: fx.GraphModule, case: GraphCase) -> None:
     assert_type(stats.report(), str)
     assert_type(graph_diff(gm, case.graph), str)
     assert_type(case.lazy(), LazyGraphModule)
+
+
+def core_stored(gm: fx.GraphModule, path: Path) -> None:
+    with serialization_options(strict=True, meta=False):
+        save_graph(gm, path)
+    assert_type(load_graph(path, allow=[core], map_location="cpu"), fx.GraphModule)
+    assert_type(graph_hash(gm, names=True), str)
+    allow_in_weights_only_load(torch.nn.Linear)
 
 
 def ltc(gm: fx.GraphModule, x: torch.Tensor) -> None:
