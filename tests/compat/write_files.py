@@ -40,6 +40,8 @@ def graph():
     y = made.call_function(torch.ops.aten.add.Tensor, (y, factor), {"alpha": 3})
     y = made.call_function(torch.nn.functional.gelu, (y,), {"approximate": "tanh"})
     y.meta.update(stack_trace="File somewhere\n" * 5, note={"a": [1, (2.5, None)], "b": {1j}})
+    for node in made.nodes:
+        node.meta["nn_module_stack"] = {"L__self__": ("", nn.Linear)}
     part = made.call_method("__getitem__", (y, (slice(0, 1, None), ...)))
     y = made.call_module("child", (y,))
     as_double = made.call_method("to", (y,), {"dtype": torch.float64})

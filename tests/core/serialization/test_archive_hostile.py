@@ -250,6 +250,7 @@ HOSTILE_VALUES = [
     {"allowed": "builtins:eval"},
     {"object": 0},
     {"shared": 0},
+    {"again": 0},
     {"module": 0},
     {"module": 99},
     {"tensor": 10**6},
@@ -483,6 +484,32 @@ def test_shared_values_in_arguments_are_refused_before_torch_copies_them(archive
     archive.node("mul_1")[3].append({"shared": 30})
     with pytest.raises(GraphFormatError, match="shared value"):
         archive.load()
+
+
+REPEATED = {
+    "another kind": [{"bytes": ""}],
+    "itself": [{"dict": {"a": {"again": 0}}}],
+    "each other": [{"dict": {"a": {"again": 1}}}, {"dict": {"a": {"again": 0}}}],
+    "more than may be repeated": [{"dict": {str(i): i for i in range(33)}}],
+    "nobody": [],
+}
+
+
+@pytest.mark.parametrize("table", REPEATED.values(), ids=REPEATED)
+def test_what_is_repeated_is_small_and_not_itself(archive, table):
+    archive.graph["again"] = table
+    archive.graph["meta"] = [{"copy": {"again": 0}}, *[None] * (len(archive.graph["nodes"]) - 1)]
+    with pytest.raises(GraphFormatError, match="node 'x'"):
+        archive.load()
+
+
+def test_repeated_values_that_hold_each_other_stay_small(archive):
+    """Thirty lines that would be 10 ** 30 dictionaries if each copy copied what it holds."""
+    held = [{"dict": {str(k): {"again": i} for k in range(10)}} for i in range(30)]
+    archive.graph["again"] = [{"dict": {}}, *held]
+    archive.graph["meta"] = [{"copy": {"again": 30}}, *[None] * (len(archive.graph["nodes"]) - 1)]
+    gm = archive.load()
+    assert len(next(iter(gm.graph.nodes)).meta["copy"]) == 10
 
 
 def test_duplicate_names_later_nodes_and_cycles_are_refused(archive):

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.shape_prop import ShapeProp, _extract_tensor_metadata
 
 from lazyfx_core import (
     DroppedMetadataWarning,
@@ -27,6 +27,8 @@ from lazyfx_core import (
     save_graph,
     serialization_options,
 )
+
+TENSOR_META = _extract_tensor_metadata(torch.ones(2, 3))
 
 
 def three_nodes() -> LazyGraphModule:
@@ -59,6 +61,50 @@ def test_containers_that_nodes_share_are_shared_again(door):
     x.meta["shared"]["count"].append(1)
     assert out.meta["shared"] == {"count": [0, 1]}
     assert shared == {"count": [0]}
+
+
+def test_equal_entries_come_back_equal_and_each_on_its_own(door):
+    gm = three_nodes()
+    for node in gm.graph.nodes:
+        node.meta["nn_module_stack"] = {"L__self__": ("", nn.Linear), "a.b": ("a.b", "Text")}
+        node.meta["tensor_meta"] = _extract_tensor_metadata(torch.ones(2, 3))
+    first = next(iter(gm.graph.nodes)).meta["tensor_meta"]
+    back = nodes(door(gm))
+    for node in back:
+        stack, tensor_meta = node.meta["nn_module_stack"], node.meta["tensor_meta"]
+        assert stack == {"L__self__": ("", nn.Linear), "a.b": ("a.b", "Text")}
+        assert tensor_meta == first
+        assert [*map(type, tensor_meta)] == [*map(type, first)]
+    one, other = back[0].meta, back[1].meta
+    one["nn_module_stack"]["more"] = ("more", nn.ReLU)
+    one["tensor_meta"].qparams["scale"] = 1.0
+    assert "more" not in other["nn_module_stack"]
+    assert other["tensor_meta"].qparams == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"nn_module_stack": {"a": (1, nn.Linear)}}, {"nn_module_stack": {"a": (True, nn.Linear)}}),
+        ({"nn_module_stack": {1: ("a", "b")}}, {"nn_module_stack": {1.0: ("a", "b")}}),
+        ({"nn_module_stack": {"a": ("b", "c")}}, {"nn_module_stack": {"a": ["b", "c"]}}),
+        (
+            {"nn_module_stack": {"a": ("b", "c"), "d": ("e", "f")}},
+            {"nn_module_stack": {"d": ("e", "f"), "a": ("b", "c")}},
+        ),
+        ({"tensor_meta": TENSOR_META}, {"tensor_meta": TENSOR_META._replace(requires_grad=0)}),
+        ({"tensor_meta": TENSOR_META}, {"tensor_meta": TENSOR_META._replace(stride=[3, 1])}),
+        ({"tensor_meta": TENSOR_META}, {"tensor_meta": TENSOR_META._replace(qparams={"a": 1})}),
+        ({"tensor_meta": TENSOR_META}, {"tensor_meta": TENSOR_META._replace(is_quantized=True)}),
+    ],
+)
+def test_entries_that_are_equal_to_python_but_differ_stay_apart(door, one, other):
+    gm = three_nodes()
+    x, sin, _ = nodes(gm)
+    x.meta.update(one)
+    sin.meta.update(other)
+    seen = [repr(node.meta) for node in nodes(door(gm))[:2]]
+    assert seen == [repr(x.meta), repr(sin.meta)]
 
 
 def test_metadata_refers_to_nodes_earlier_later_and_itself(door):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from ._collector import BYTES_OF_A_NODE, collector_paused
 from ._container import MAX_STRUCTURE_BYTES, read_container, write_container
 from ._graph_module import require_graph_module
 from ._module_tree import ModuleReader, ModuleWriter, allowed_by_name
@@ -139,7 +140,8 @@ def read_structure(
     text: bytes, tensors: list[torch.Tensor], allowed: dict[str, Any]
 ) -> fx.GraphModule:
     """The module that the structure of an archive describes."""
-    structure = from_json(text, "the structure")
+    with collector_paused(len(text) // BYTES_OF_A_NODE):
+        structure = from_json(text, "the structure")
     if type(structure) is not dict or type(structure.get("schema")) is not int:
         raise GraphFormatError("the structure has no schema number")
     if structure["schema"] != SCHEMA:

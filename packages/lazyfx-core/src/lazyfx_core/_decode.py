@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _names, _torch_records
-from ._encode import TYPING_NAMES
+from ._encode import LONGEST_REPEATED, TYPING_NAMES
 from ._torch_codegen import rebuild_spec
 from ._torch_names import find_operator_safely
 from ._torch_symbolic import FakeReader
@@ -49,7 +49,7 @@ class Decoder:
 
     Args:
         nodes: What ``{"node": i}`` refers to; may grow while reading.
-        texts, shared, environment: The writer's tables.
+        texts, shared, again, environment: The writer's tables.
         objects: What ``{"object": i}`` refers to.
         other: Decoders for the kinds that only the caller knows.
         find_name: What ``{"name": …}`` comes back as; by default the class or function if its
@@ -66,6 +66,7 @@ class Decoder:
         nodes: list[fx.Node],
         texts: Any = (),
         shared: Any = (),
+        again: Any = (),
         environment: Any = None,
         objects: tuple[Any, ...] = (),
         other: dict[str, Decode] | None = None,
@@ -78,6 +79,8 @@ class Decoder:
         self._texts = texts
         self._shared = shared
         self._shared_done: dict[int, Any] = {}
+        self._again = again
+        self._copiers: dict[int, Callable[[], Any]] = {}
         self._known: dict[Any, Any] = {}
         self._fakes: FakeReader | None = None
         self._give_fakes = fakes or (lambda: FakeReader(environment))
@@ -116,6 +119,7 @@ class Decoder:
             "fake": lambda v: self.fakes.build(v),
             "text": lambda v: self._texts[_index(v, self._texts, "text")],
             "shared": self._share,
+            "again": self._repeat,
             "name": self._loaded,
             "object": lambda v: objects[_index(v, objects, "object")],
             **(other or {}),
@@ -191,6 +195,15 @@ class Decoder:
         if self._shared_done[index] is _BEING_READ:
             raise GraphFormatError(f"shared value {index} contains itself")
         return self._shared_done[index]
+
+    def _repeat(self, data: Any) -> Any:
+        """A value of its own, equal to that of the table. Costs no more than a short list."""
+        self._require_metadata("a repeated value")
+        copier = self._copiers.get(data) if type(data) is int else None
+        if copier is None:
+            copier = _copier(self(self._again[_index(data, self._again, "again")]))
+            self._copiers[data] = copier
+        return copier()
 
     def _pairs(self, data: Any) -> list[tuple[Any, Any]]:
         pairs = [_list(pair, 2) for pair in _list(data)]
@@ -271,6 +284,20 @@ class Decoder:
             return generic[tuple(values) if len(values) != 1 else values[0]]
         except TypeError as error:
             raise GraphFormatError(f"{generic!r:.80} does not take {values!r:.80}") from error
+
+
+def _copier(value: Any) -> Callable[[], Any]:
+    """What makes a copy of ``value``, which is of the kinds that writers repeat.
+
+    Raises:
+        GraphFormatError: It is of another kind. A copy of anything could be of any size.
+    """
+    if type(value) is dict and len(value) <= LONGEST_REPEATED:
+        return value.copy
+    make = _torch_records.tensor_meta_copier(value)
+    if make is None:
+        raise GraphFormatError(f"a value that is repeated may not be {value!r:.80}")
+    return make
 
 
 def find_loaded(name: str) -> Any:

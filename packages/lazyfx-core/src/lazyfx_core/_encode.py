@@ -20,6 +20,7 @@ else is a JSON object with exactly one key that says what it is:
 ``{"typing": ["List", […]]}``               an annotation
 ``{"fake": …}``                             a fake tensor, a symbolic number, an expression
 ``{"text": 5}``, ``{"shared": 7}``          an entry of the writer's tables
+``{"again": 4}``                            a copy of an entry: equal to others, and its own object
 ``{"name": "module:qualname"}``             a class or function that was written by name only
 ``{"object": 2}``, ``{"tensor": 2}``        whatever the door of the caller stores besides the JSON
 ==========================================  ====================================================
@@ -60,6 +61,9 @@ TYPING_NAMES = frozenset(
 )
 """Names of ``typing`` that may stand in an annotation."""
 
+LONGEST_REPEATED = 32
+"""Entries of a value that may be repeated by its number alone: what a short text may grow to."""
+
 _SMALL_INT = 1 << 63
 _LONG_TEXT = 40
 _ATOMS = frozenset({str, bool, type(None)})
@@ -83,14 +87,18 @@ class Encoder:
     ) -> None:
         self.texts: list[str] = []
         self.shared: list[Any] = []
+        self.again: list[Any] = []
         self.nodes = nodes
+        self.in_meta = False
         self.by_name_only = False  # classes and functions that are not in the table
         self._fakes: FakeWriter | None = None
         self._give_fakes = fakes
         self._store_other = other
         self._text_index: dict[str, Any] = {}
         self._shared_index: dict[int, tuple[Any, Any]] = {}
+        self._again_index: dict[Any, int] = {}
         self._named: dict[int, tuple[Any, Any]] = {}  # of operators, functions and classes
+        self._named_only: dict[int, tuple[Any, Any]] = {}  # the same, while by_name_only is set
         self._of_type: dict[type, Encode] = {
             int: _encode_int,
             float: _encode_float,
@@ -145,7 +153,8 @@ class Encoder:
         """
         held = self._shared_index.get(id(value))
         if held is None:
-            encoded = self(value)
+            stack = self.by_name_only and _stack_key(value)
+            encoded = self._repeat(stack, value, self._encode_dict) if stack else self(value)
             if type(encoded) is not dict:
                 encoded = {"list": encoded}
             self._shared_index[id(value)] = (encoded, value)
@@ -157,14 +166,24 @@ class Encoder:
             encoded["shared"] = len(self.shared) - 1
         return encoded
 
+    def _repeat(self, key: Any, value: Any, encode: Encode) -> Any:
+        """A value that is likely to be equal to others; ``key`` is equal if they are the same."""
+        index = self._again_index.get(key)
+        if index is None:
+            encoded = encode(value)
+            index = self._again_index[key] = len(self.again)
+            self.again.append(encoded)
+        return {"again": index}
+
     def enter_meta(self, other: Encode) -> Encode:
         """Let ``other`` store what JSON cannot say; returns what :meth:`leave_meta` takes."""
         outside, self._store_other = self._store_other, other
+        self.in_meta = True
         return outside
 
     def leave_meta(self, outside: Encode) -> None:
         """Go back to what :meth:`enter_meta` returned."""
-        self._store_other, self.by_name_only = outside, False
+        self._store_other, self.by_name_only, self.in_meta = outside, False, False
 
     def environment(self) -> Any:
         """What the fake values of this writer have in common; ask when all has been written."""
@@ -197,9 +216,26 @@ class Encoder:
             self._fakes = FakeWriter() if self._give_fakes is None else self._give_fakes()
         return {"fake": self._fakes.describe(value)}
 
+    def _encode_record(self, value: Any) -> Any:
+        path, fields = _torch_records.describe(value) or ("", {})
+        return {
+            "record": [
+                path,
+                {k: v if type(v) in _ATOMS else self(v) for k, v in fields.items()},
+            ]
+        }
+
+    def _encode_tensor_meta(self, value: Any) -> Any:
+        key = _torch_records.tensor_meta_key(value) if self.in_meta else None
+        if key is None:
+            return self._encode_record(value)
+        return self._repeat(key, value, self._encode_record)
+
     def _other(self, value: Any) -> Any:
         """What is told by more than its exact type."""
         held = self._named.get(id(value))
+        if held is None and self.by_name_only:
+            held = self._named_only.get(id(value))
         if held is not None:
             return held[0]
         if is_fake_value(value):
@@ -214,10 +250,11 @@ class Encoder:
         named = _names.name_of(value)
         if named is not None:
             return self._name(value, {"fn": list(named)})
-        record = _torch_records.describe(value)
-        if record is not None:
-            path, fields = record
-            return {"record": [path, {name: self(item) for name, item in fields.items()}]}
+        if _torch_records.describe(value) is not None:
+            is_tensor_meta = _torch_records.is_tensor_meta(value)
+            encode = self._encode_tensor_meta if is_tensor_meta else self._encode_record
+            self._of_type[type(value)] = encode
+            return encode(value)
         class_path = _torch_records.class_path(value)
         if class_path is not None:
             return {"class": class_path}
@@ -231,7 +268,9 @@ class Encoder:
         if isinstance(value, enum.Enum):
             return {"enum": [self(type(value)), value.name]}
         if self.by_name_only and hasattr(value, "__qualname__"):
-            return {"name": f"{getattr(value, '__module__', '')}:{value.__qualname__}"}
+            encoded = {"name": f"{getattr(value, '__module__', '')}:{value.__qualname__}"}
+            self._named_only[id(value)] = (encoded, value)
+            return encoded
         return self._store_other(value)
 
     def _name(self, value: Any, encoded: Any) -> Any:
@@ -256,6 +295,22 @@ class Encoder:
         if not arguments and typing.get_origin(value) is tuple and value is not typing.Tuple:  # noqa: UP006
             arguments = ((),)  # Tuple[()], the type of the empty tuple
         return {"typing": [name, [self(item) for item in arguments]]}
+
+
+def _stack_key(value: Any) -> Any:
+    """What the ``nn_module_stack`` ``value`` is equal to; None if it is of another kind.
+
+    Type-exact: ``1`` and ``True`` are equal, but not the same.
+    """
+    if type(value) is not dict or len(value) > LONGEST_REPEATED:
+        return None
+    for path, entry in value.items():
+        if type(path) is not str or type(entry) is not tuple or len(entry) != 2:
+            return None
+        name, owner = entry
+        if type(name) is not str or type(owner) not in (str, type):
+            return None
+    return tuple(value.items())
 
 
 def _encode_int(value: int) -> Any:

@@ -80,6 +80,7 @@ class Expressions:
         self.built: list[Any] = []
         self._costs: list[Cost] = []
         self._index: dict[tuple[type, Any], int] = {}
+        self._by_parts: dict[Any, int] = {}
 
     def add(self, row: Any) -> Any:
         """Append one row and return its expression.
@@ -134,6 +135,15 @@ class Expressions:
         Raises:
             Unstorable: It is of a kind that is not stored, or over a limit.
         """
+        # sympy compares slowly: most expressions are new objects made of the same parts.
+        parts = expression.args
+        alike = (type(expression), parts or expression, tuple(map(type, parts)))
+        found = self._by_parts.get(alike)
+        if found is None:
+            found = self._by_parts[alike] = self._find_or_add(expression)
+        return found
+
+    def _find_or_add(self, expression: Any) -> int:
         found = self._index.get((type(expression), expression))
         if found is not None:
             return found

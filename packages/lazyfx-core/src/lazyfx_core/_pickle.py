@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from ._collector import BYTES_OF_A_NODE, collector_paused
 from ._decode import Decoder
 from ._instance_class import user_class
 from ._meta import DroppedMeta, current_options, read_meta
@@ -144,7 +145,9 @@ def module_state(
         except (Unstorable, RecursionError) as error:
             raise cannot_store(f"{class_name}.{name}", error) from error
     head = {"uses_tables": writer.uses_tables, "values": encoded}
-    text = to_json(writer.graph(gm.graph), class_name)
+    graph = gm.graph
+    text = to_json(writer.graph(graph), class_name)
+    unchecked = None if may_come_from_a_stranger(gm) else Unchecked
     dropped.warn(_callers_level())
     stored = StoredGraph(
         FORMAT,
@@ -152,7 +155,7 @@ def module_state(
         len(text),
         zlib.compress(text, 1),
         tuple(objects.kept),
-        None if may_come_from_a_stranger(gm) else Unchecked,
+        unchecked,
     )
     return cls, class_name, attributes, stored
 
@@ -303,7 +306,8 @@ def _open(stored: StoredGraph) -> Any:
         raise GraphFormatError(f"the stored graph is damaged: {error}") from error
     if len(text) != size:
         raise GraphFormatError(f"the stored graph is damaged: it should have {size} bytes")
-    return from_json(text, "the stored graph")
+    with collector_paused(size // BYTES_OF_A_NODE):
+        return from_json(text, "the stored graph")
 
 
 class _Objects:

@@ -10,7 +10,7 @@ every node is stored as it is and created again as it was. One document serves e
      "targets": […],                                         what call_function nodes refer to
      "codegen": {…}, "tracer": …, "tracer_extras": …, "class": …,
      "meta": [{key: value} | null, …],                       one per node; absent if all are empty
-     "texts": […], "shared": […], "fakes": …}                tables that values refer to
+     "texts": …, "shared": …, "again": …, "fakes": …}        tables that values refer to
 
 Arguments refer to earlier nodes only, so a document cannot describe a cycle.
 """
@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from ._collector import collector_paused
 from ._decode import Decoder
 from ._encode import Encoder
 from ._meta import MetaWriter, read_meta
 from ._torch_codegen import describe_codegen, rebuild_codegen
-from ._torch_graph import graph_parts, node_adder
+from ._torch_graph import graph_parts, node_adder, node_count
 from ._torch_symbolic import Unstorable
 from ._untrusted import NodeCheck, check_attributes_exist, check_codegen
 from .errors import GraphFormatError, LazyFxError, SerializationError
@@ -85,19 +86,25 @@ class GraphWriter:
         Raises:
             SerializationError: A node holds what cannot be stored; names node and field.
         """
-        document = {**self._rows(graph), **self._around(graph)}
-        if self._meta is not None:
-            column = [
-                self.meta(n.meta, f"node {n.name!r}") if n.meta else None for n in graph.nodes
-            ]
-            if any(column):
-                document["meta"] = column
-        return {**document, **self.tables()}
+        with collector_paused(node_count(graph)):
+            document = {**self._rows(graph), **self._around(graph)}
+            if self._meta is not None:
+                column = [
+                    self.meta(n.meta, f"node {n.name!r}") if n.meta else None for n in graph.nodes
+                ]
+                if any(column):
+                    document["meta"] = column
+            return {**document, **self.tables()}
 
     def tables(self) -> dict[str, Any]:
         """The tables that everything written so far refers to; empty ones are left out."""
         encode = self.encode
-        found = {"texts": encode.texts, "shared": encode.shared, "fakes": encode.environment()}
+        found = {
+            "texts": encode.texts,
+            "shared": encode.shared,
+            "again": encode.again,
+            "fakes": encode.environment(),
+        }
         return {name: table for name, table in found.items() if table}
 
     def _rows(self, graph: fx.Graph) -> dict[str, Any]:
@@ -192,6 +199,7 @@ class GraphReader:
             nodes=self._created,
             texts=self._table("texts"),
             shared=self._table("shared"),
+            again=self._table("again"),
             environment=document.get("fakes"),
             objects=objects,
             other=other,
@@ -207,6 +215,10 @@ class GraphReader:
             GraphFormatError: The document is not what this version writes, or this torch lacks an
                 operator; names node and field.
         """
+        with collector_paused(len(self._table("nodes"))):
+            return self._read()
+
+    def _read(self) -> fx.Graph:
         where = "the graph"
         try:
             graph = self._empty_graph()

@@ -25,10 +25,14 @@ import dataclasses
 import enum
 import functools
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import GraphFormatError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TENSOR_META = "torch.fx.passes.shape_prop:TensorMetadata"
 _MODULES = frozenset(
     {
         "torch._functorch._aot_autograd.descriptors",
@@ -71,6 +75,31 @@ def describe(value: object) -> tuple[str, dict[str, Any]] | None:
     if path in _BY_ATTRIBUTES:
         return path, {k: v for k, v in vars(value).items() if k not in ("_dict", "_action_string")}
     return path, {name: getattr(value, name) for name in _fields(cls) if hasattr(value, name)}
+
+
+def is_tensor_meta(value: object) -> bool:
+    """Whether ``value`` is the ``TensorMetadata`` that shape propagation leaves."""
+    return _path(type(value)) == _TENSOR_META
+
+
+def tensor_meta_key(value: Any) -> Any:
+    """What is equal for tensor metadata that is the same; None if there is no such thing."""
+    if value.qparams != {} or type(value.qparams) is not dict:
+        return None
+    key = (*value[:-1], *map(type, value))
+    try:
+        hash(key)
+    except TypeError:  # symbolic sizes
+        return None
+    return key
+
+
+def tensor_meta_copier(value: Any) -> Callable[[], Any] | None:
+    """What makes tensor metadata equal to ``value``; None if it is something else."""
+    if not is_tensor_meta(value) or tensor_meta_key(value) is None:
+        return None
+    cls, fields = type(value), tuple(value)[:-1]
+    return lambda: tuple.__new__(cls, (*fields, {}))
 
 
 def rebuild(path: str, fields: dict[str, Any]) -> Any:

@@ -32,6 +32,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from ._names import name_of, why_not_arguments, why_not_target, why_not_value
 from ._torch_codegen import is_spec, spec_parts, specs_of, texts_in_code
+from ._torch_graph import attribute_nodes
 from .errors import GraphFormatError
 
 if TYPE_CHECKING:
@@ -83,8 +84,17 @@ class NodeCheck:
         type_: Any,
     ) -> None:
         """Check one node by its fields, all of them decoded."""
-        if not name.isidentifier() or iskeyword(name) or not name.isascii() or kwargs:
-            check_texts(op, target, kwargs, name)
+        key = (op, target if type(target) is str else id(target))
+        is_usual = key in self._fine and not kwargs and type_ is None and target is not getattr
+        if is_usual and name.isidentifier() and name.isascii() and not iskeyword(name):
+            for value in args:
+                if type(value) in _HARMLESS:
+                    continue
+                if type(value) not in _SEQUENCES or not _HARMLESS.issuperset(map(type, value)):
+                    break
+            else:
+                return
+        check_texts(op, target, kwargs, name)
         reason = why_not_arguments(target, args, kwargs, self._allowed_ids)
         if reason is not None:
             raise GraphFormatError(f"{reason}; pass what you trust in allow=[...]")
@@ -92,10 +102,8 @@ class NodeCheck:
             check_symbols((args, kwargs))
         if type_ is not None:
             check_annotation(type_)
-        key = (op, target if type(target) is str else id(target))
         if key in self._fine:
             return
-        check_texts(op, target, kwargs, name)
         known = (
             target in self._allowed_names if type(target) is str else key[1] in self._allowed_ids
         )
@@ -290,9 +298,7 @@ def check_attributes_exist(module: nn.Module, graph: fx.Graph) -> None:
     Attributes of classes do not count: a file could reach methods through them. Nor do the tables
     that a module keeps itself, through which a graph could rebuild it.
     """
-    for node in graph.nodes:
-        if node.op not in ("get_attr", "call_module"):
-            continue
+    for node in attribute_nodes(graph):
         found: Any = module
         for atom in str(node.target).split("."):
             found = _held(found, atom)
