@@ -139,9 +139,12 @@ def test_fallback_counters_are_reported_since_a_snapshot() -> None:
 
 def test_the_dump_goes_to_logging_and_only_if_asked(caplog: pytest.LogCaptureFixture) -> None:
     gm = fx.symbolic_trace(lambda a: a.tanh() + 1)
-    with caplog.at_level(logging.INFO, logger="lazyfx_ltc"):
+    with caplog.at_level(logging.WARNING, logger="lazyfx_ltc"):
         ltc.extract_compiled_graph(gm, (X,))
     assert not caplog.records
+    with caplog.at_level(logging.INFO, logger="lazyfx_ltc"):
+        ltc.extract_compiled_graph(gm, (X,))
+    assert "captured 2 operators" in caplog.text
     with caplog.at_level(logging.DEBUG, logger="lazyfx_ltc"):
         ltc.extract_compiled_graph(gm, (X,))
     text = caplog.text

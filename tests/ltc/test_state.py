@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,9 +15,11 @@ import lazyfx_ltc as ltc
 X = torch.randn(3, 4)
 
 
-def extracted(model: nn.Module) -> tuple[fx.GraphModule, ltc.CompiledGraph]:
+def extracted(
+    model: nn.Module, on_mismatch: Literal["capture", "error"] = "capture"
+) -> tuple[fx.GraphModule, ltc.CompiledGraph]:
     gm = fx.symbolic_trace(model)
-    return gm, ltc.extract_compiled_graph(gm, (X,))
+    return gm, ltc.extract_compiled_graph(gm, (X,), on_mismatch=on_mismatch)
 
 
 def same(gm: fx.GraphModule, compiled: ltc.CompiledGraph) -> None:
@@ -57,7 +59,9 @@ def test_changed_weights_are_seen(change: Callable[[fx.GraphModule], None]) -> N
 
 def test_weights_are_not_kept_twice() -> None:
     _, compiled = extracted(nn.Sequential(nn.Linear(4, 4)))
-    constants = [value for value in compiled._program.constants if value is not None]
+    program = compiled._captures[0].program
+    assert program is not None
+    constants = [value for value in program.constants if value is not None]
     assert all(value.numel() <= 1 for value in constants)
 
 
@@ -108,13 +112,16 @@ def test_tied_weights_stay_tied() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     gm, compiled = extracted(model)
+    strict = ltc.extract_compiled_graph(gm, (X,), on_mismatch="error")
     same(gm, compiled)
     with torch.no_grad():
         gm.get_parameter("0.weight").mul_(2)
     same(gm, compiled)
     gm.get_submodule("1").weight = nn.Parameter(torch.randn(4, 4))
     with pytest.raises(ltc.GuardError, match=r"'1\.weight': expected one tensor with '0\.weight'"):
-        compiled(X)
+        strict(X)
+    same(gm, compiled)
+    assert compiled.captures == 2
 
 
 def test_a_returned_parameter_is_the_parameter() -> None:
@@ -135,23 +142,30 @@ def test_a_returned_parameter_is_the_parameter() -> None:
 
 def test_train_and_eval_mode_are_guarded() -> None:
     gm, compiled = extracted(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))
+    strict = ltc.extract_compiled_graph(gm, (X,), on_mismatch="error")
     gm.eval()
     with pytest.raises(ltc.GuardError, match=r"expected train mode.*seen eval mode.*\.train\(\)"):
-        compiled(X)
+        strict(X)
+    same(gm, compiled)
 
 
 def test_a_replaced_submodule_is_noticed() -> None:
     gm, compiled = extracted(nn.Sequential(nn.Linear(4, 4)))
+    strict = ltc.extract_compiled_graph(gm, (X,), on_mismatch="error")
     gm.add_module("0", nn.Linear(4, 4))
     with pytest.raises(ltc.GuardError, match="submodule '0'"), torch.no_grad():
-        compiled(X)
+        strict(X)
+    same(gm, compiled)
 
 
 def test_a_weight_of_another_type_is_noticed() -> None:
-    gm, compiled = extracted(nn.Sequential(nn.Linear(4, 4)))
+    gm, strict = extracted(nn.Sequential(nn.Linear(4, 4)), "error")
+    compiled = ltc.extract_compiled_graph(gm, (X,))
     gm.double()
     with pytest.raises(ltc.GuardError, match=r"'0\.(weight|bias)': expected float32.*seen float64"):
-        compiled(X)
+        strict(X)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(X.double()), gm(X.double()))
 
 
 def test_a_leaf_that_binds_a_buffer_anew_is_refused() -> None:
@@ -170,8 +184,36 @@ def test_a_leaf_that_binds_a_buffer_anew_is_refused() -> None:
         ltc.extract_compiled_graph(gm, (X,))
 
 
-def test_batch_norm_in_train_mode_is_refused_and_in_eval_mode_captured() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    with pytest.raises(ltc.CaptureError, match=r"node '_1'.*running statistics.*model\.eval\(\)"):
-        extracted(model)
-    same(*extracted(model.eval()))
+class Functional(nn.Module):
+    """Batch normalisation as tracing into it leaves it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.batch_norm(x, self.mean, self.var, training=True, momentum=0.3)
+
+
+def test_batch_norm_in_train_mode_moves_its_statistics_as_eager_does() -> None:
+    for model in (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), Functional()):
+        gm = fx.symbolic_trace(model)
+        twin = copy.deepcopy(gm)
+        compiled = ltc.extract_compiled_graph(gm, (X,))
+        with torch.no_grad():
+            for _ in range(3):
+                x = torch.randn(3, 4)
+                torch.testing.assert_close(compiled(x), twin(x))
+                torch.testing.assert_close(gm.state_dict(), twin.state_dict())
+        gm.eval()
+        twin.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(X), twin(X))
+
+
+def test_instance_norm_with_statistics_is_refused() -> None:
+    model = nn.Sequential(nn.InstanceNorm1d(4, track_running_stats=True))
+    gm = fx.symbolic_trace(model)
+    with pytest.raises(ltc.CaptureError, match=r"node '_0'.*track_running_stats=False"):
+        ltc.extract_compiled_graph(gm, (torch.randn(2, 4, 5),))

@@ -482,7 +482,7 @@ def test_shared_values_in_arguments_are_refused_before_torch_copies_them(archive
     """Thirty lines that would be 10 ** 30 numbers."""
     archive.graph["shared"] = [[1], *([{"shared": i}] * 10 for i in range(30))]
     archive.node("mul_1")[3].append({"shared": 30})
-    with pytest.raises(GraphFormatError, match="shared value"):
+    with pytest.raises(GraphFormatError, match="'shared' is not a kind of value"):
         archive.load()
 
 
@@ -503,13 +503,46 @@ def test_what_is_repeated_is_small_and_not_itself(archive, table):
         archive.load()
 
 
-def test_repeated_values_that_hold_each_other_stay_small(archive):
-    """Thirty lines that would be 10 ** 30 dictionaries if each copy copied what it holds."""
-    held = [{"dict": {str(k): {"again": i} for k in range(10)}} for i in range(30)]
-    archive.graph["again"] = [{"dict": {}}, *held]
-    archive.graph["meta"] = [{"copy": {"again": 30}}, *[None] * (len(archive.graph["nodes"]) - 1)]
-    gm = archive.load()
-    assert len(next(iter(gm.graph.nodes)).meta["copy"]) == 10
+@pytest.mark.parametrize("table", ["text", "shared", "again"])
+@pytest.mark.parametrize(
+    "inside", [lambda it: {"tuple": [it, it]}, lambda it: [it], lambda it: {"set": [it]}]
+)
+def test_tables_are_referred_to_by_whole_entries_of_metadata_only(archive, table, inside):
+    """Thirty lines that would be 2 ** 30 values, or take as long to hash or to print."""
+    held = [inside({table: i}) for i in range(30)]
+    name = {"text": "texts"}.get(table, table)
+    archive.graph[name] = ["x" * 100 if table == "text" else {"dict": {}}, *held]
+    archive.graph["meta"] = [{"m": {"shared": 30}}, *[None] * (len(archive.graph["nodes"]) - 1)]
+    archive.graph.setdefault("shared", held + held)
+    with pytest.raises(GraphFormatError, match=f"node 'x'.*'{table}' is not a kind of value"):
+        archive.load()
+
+
+def test_keys_that_hash_alike_are_refused(archive):
+    """Else ten thousand of them take seconds, and more of them take hours."""
+    pairs = [[i * (2**61 - 1), 0] for i in range(1, 10_000)]
+    archive.graph["meta"] = [{"m": {"items": pairs}}, *[None] * (len(archive.graph["nodes"]) - 1)]
+    with pytest.raises(GraphFormatError, match="node 'x'.*same hash"):
+        archive.load()
+
+
+TAKEN = {
+    "a node": lambda a: a.node("mul").__setitem__(2, "self"),
+    "a placeholder": lambda a: a.node("x").__setitem__(1, "self"),
+    "the rest of the arguments": lambda a: a.node("x").__setitem__(1, "*self"),
+    "a parameter that hides torch": lambda a: a.node("x").__setitem__(1, "torch"),
+    "an argument before it is taken apart": lambda a: a.graph.update(
+        codegen={"pytree": {"orig_args": ["self", "x"], "in_spec": None, "out_spec": None}}
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", TAKEN.values(), ids=TAKEN)
+def test_nothing_is_called_self_but_the_module(archive, damage):
+    """``self = x.numpy(); self.tofile(path)`` would write a file, if the module holds a tofile."""
+    damage(archive)
+    with pytest.raises(GraphFormatError):
+        archive.load()
 
 
 def test_duplicate_names_later_nodes_and_cycles_are_refused(archive):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import fx
 
-from lazyfx_core import LazyGraphModule, SerializationError, load_graph, save_graph
+from lazyfx_core import LazyGraphModule, SerializationError, _collector, load_graph, save_graph
 from lazyfx_core._collector import collector_paused
 
 LARGE = 5_000
@@ -114,3 +114,37 @@ def test_a_child_forked_meanwhile_has_its_collector():
         child.join()
     assert enabled
     assert gc.isenabled()
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_line_leaves_it_as_it_was(collector):
+    """As Ctrl-C may raise between any two lines."""
+    for line in range(60):
+        seen = 0
+
+        def interrupt(frame, event, argument, line=line):
+            nonlocal seen
+            if frame.f_code.co_filename.endswith("_collector.py"):
+                seen += 1
+                if seen == line:
+                    sys.settrace(None)
+                    raise Stop
+            return interrupt
+
+        sys.settrace(interrupt)
+        try:
+            with collector_paused(LARGE):
+                pass
+        except Stop:
+            pass
+        finally:
+            sys.settrace(None)
+        assert gc.isenabled() is collector, line
+        assert not _collector._pausing, line
+        if seen < line:
+            break
+    assert line > 10

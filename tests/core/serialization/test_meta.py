@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import enum
+import io
 import operator
 import pickle
 import sys
@@ -349,3 +351,90 @@ def test_keys_keep_their_order(door):
     back = door(gm)
     assert list(nodes(back)[0].meta) == names
     assert list(nodes(back)[1].meta["ordered"]) == names
+
+
+@pytest.mark.parametrize("value", [(), (1, 2), [1], {"a": 1}])
+def test_what_the_module_and_a_node_share_is_stored(door, value):
+    gm = three_nodes()
+    gm.meta["held"] = value
+    next(iter(gm.graph.nodes)).meta["held"] = value
+    back = door(gm)
+    assert back.meta["held"] == nodes(back)[0].meta["held"] == value
+
+
+class Colour(enum.Flag):
+    RED = 1
+    BLUE = 2
+
+
+def test_combinations_of_flags_come_back_or_are_left_out(door):
+    gm = three_nodes()
+    x, sin, _ = nodes(gm)
+    x.meta["flags"] = Colour.RED | Colour.BLUE
+    sin.meta["flags"] = Colour(0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        back = door(gm)
+    left_out = any(item.category is DroppedMetadataWarning for item in caught)
+    seen = [node.meta.get("flags") for node in nodes(back)[:2]]
+    assert seen == ([None, None] if left_out else [Colour.RED | Colour.BLUE, Colour(0)])
+
+
+@pytest.mark.parametrize("what", ["node", "graph", "module", "method", "a list of the module"])
+def test_objects_that_hold_the_graph_are_left_out(door, what):
+    """In a copy of the object they would be those of another graph."""
+    gm = three_nodes()
+    x = nodes(gm)[0]
+    held = {
+        "node": lambda: collections.defaultdict(list, {"a": [x]}),
+        "graph": lambda: gm.graph,
+        "module": lambda: types.SimpleNamespace(gm=gm),
+        "method": lambda: gm.graph.lint,
+        "a list of the module": lambda: [gm],
+    }[what]()
+    x.meta["held"] = held
+    with pytest.warns(DroppedMetadataWarning, match="held"):
+        back = door(gm)
+    assert "held" not in nodes(back)[0].meta
+
+
+class Unprintable:
+    def __repr__(self):
+        raise RuntimeError("no")
+
+    def __reduce__(self):
+        raise RuntimeError("no")
+
+
+def test_an_object_that_raises_whatever_one_asks_is_left_out(door):
+    gm = three_nodes()
+    nodes(gm)[0].meta["held"] = Unprintable()
+    nodes(gm)[1].meta["held"] = [Unprintable()]
+    with pytest.warns(DroppedMetadataWarning, match="held"):
+        back = door(gm)
+    assert all("held" not in node.meta for node in nodes(back))
+
+
+def test_immutable_containers_of_torch_come_back_as_such(door):
+    gm = three_nodes()
+    x = nodes(gm)[0]
+    x.meta["list"] = fx.immutable_collections.immutable_list([1, (2,)])
+    x.meta["dict"] = fx.immutable_collections.immutable_dict({"a": [1]})
+    meta = nodes(door(gm))[0].meta
+    assert meta["list"] == [1, (2,)]
+    assert [type(meta["list"]), type(meta["dict"])] == [type(x.meta["list"]), type(x.meta["dict"])]
+
+
+def test_a_child_that_changed_is_stored_as_it_is_now():
+    gm = three_nodes()
+    gm.box = nn.Module()
+    gm.box.inside = LazyGraphModule.from_graphmodule(fx.symbolic_trace(lambda x: x + 1))
+    gm.box.plain = fx.symbolic_trace(lambda x: x + 1)
+    with io.BytesIO() as file:
+        pickler = pickle.Pickler(file)
+        pickler.dump(gm)
+        gm.box.note = "new"
+        gm.eval()
+        back = pickle.loads(pickle.dumps(gm))
+    assert (back.box.note, back.box.training) == ("new", False)
+    assert pickler is not None

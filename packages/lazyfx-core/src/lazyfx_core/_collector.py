@@ -6,9 +6,12 @@ where torch alone holds as many: more than half of the time went into looking (5
 metadata: 338 ms to write, 121 without). So the collector is off for that long, which is well below
 a second for all but the largest graphs. It stays as it is for small ones, and if it was off before.
 
-The collector belongs to the whole process. Threads that pause it at once are counted, and a child
-that was forked meanwhile gets it back. Only a thread that calls ``gc.disable()`` itself, just then,
-finds it on again.
+The collector belongs to the whole process, so nothing here may leave it off. Each pause switches it
+on again if it found it on; one that finds it off, in another thread's pause, leaves that to the
+other. There is no lock, which an interrupt could leave locked: threads that overlap may at worst
+see the collector run. A pause ends when it dies, too, since Ctrl-C may come between any two lines,
+and in the child of a process that forks meanwhile. Only a thread that calls ``gc.disable()`` itself,
+just then, finds it on again.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,10 +27,22 @@ if TYPE_CHECKING:
 _WORTH_IT = 1_000
 BYTES_OF_A_NODE = 40
 """Of JSON, without metadata."""
-# Reentrant: switching the collector on may run a finaliser, which may read a graph.
-_lock = threading.RLock()
-_pauses = 0
-_was_on = False
+
+_pausing: set[int] = set()  # the pauses that will switch it on again
+
+
+class _Pause:
+    def begin(self) -> None:
+        if gc.isenabled():
+            _pausing.add(id(self))
+            gc.disable()
+
+    def end(self) -> None:
+        if id(self) in _pausing:
+            gc.enable()
+            _pausing.discard(id(self))
+
+    __del__ = end
 
 
 @contextlib.contextmanager
@@ -41,38 +55,20 @@ def collector_paused(nodes: int) -> Iterator[None]:
     if nodes < _WORTH_IT:
         yield
         return
-    _pause()
+    pause = _Pause()
     try:
+        pause.begin()
         yield
     finally:
-        _resume()
+        pause.end()
 
 
-def _pause() -> None:
-    global _pauses, _was_on
-    with _lock:
-        if _pauses == 0:
-            _was_on = gc.isenabled()
-            gc.disable()
-        _pauses += 1
-
-
-def _resume() -> None:
-    global _pauses
-    with _lock:
-        _pauses = max(0, _pauses - 1)
-        if _pauses == 0 and _was_on:
-            gc.enable()
-
-
-def _after_fork() -> None:
-    """In the child there are no threads that would end their pauses."""
-    global _lock, _pauses
-    _lock = threading.RLock()
-    if _pauses and _was_on:
+def _in_forked_child() -> None:
+    """There are no other threads here that would end their pauses."""
+    if _pausing:
         gc.enable()
-    _pauses = 0
+        _pausing.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_in_forked_child)

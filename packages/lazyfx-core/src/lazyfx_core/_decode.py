@@ -19,9 +19,10 @@ import typing
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from . import _names, _torch_records
-from ._encode import LONGEST_REPEATED, TYPING_NAMES
+from ._encode import TYPING_NAMES, stack_key
 from ._torch_codegen import rebuild_spec
 from ._torch_names import find_operator_safely
 from ._torch_symbolic import FakeReader
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     Decode = Callable[[Any], Any]
 
+_MANY = 64
 _CONSTANTS = {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}
 _LAYOUTS = (
     *("strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "jagged"),
@@ -41,7 +43,6 @@ _LAYOUTS = (
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
 _DTYPES = {str(v)[6:]: v for v in vars(torch).values() if isinstance(v, torch.dtype)}
 _ATOMS = frozenset({str, int, float, bool, type(None)})
-_BEING_READ = object()
 
 
 class Decoder:
@@ -55,9 +56,11 @@ class Decoder:
         find_name: What ``{"name": …}`` comes back as; by default the class or function if its
             module is loaded, else its qualified name as a string.
         fakes: Gives the reader of fake values; by default a new one, made from ``environment``.
-        trusted: Otherwise names of what is loaded, and shared values, are read only while
-            :attr:`in_metadata` is set: writers use them nowhere else, code would be what the names
-            say, and torch copies arguments, however often they are shared.
+        trusted: Otherwise names of what is loaded are read only while :attr:`in_metadata` is set:
+            writers use them nowhere else, and code would be what the names say.
+
+    Tables are read by :meth:`entry` alone, so that a value of the file is in at most one other: a
+    short file cannot describe a long value, and nothing that holds itself.
     """
 
     def __init__(
@@ -117,9 +120,7 @@ class Decoder:
             "alias": self._alias,
             "union": lambda v: _reduce_union([self(item) for item in _list(v)]),
             "fake": lambda v: self.fakes.build(v),
-            "text": lambda v: self._texts[_index(v, self._texts, "text")],
-            "shared": self._share,
-            "again": self._repeat,
+            "immutable": self._immutable,
             "name": self._loaded,
             "object": lambda v: objects[_index(v, objects, "object")],
             **(other or {}),
@@ -145,6 +146,22 @@ class Decoder:
         if kind is list:
             return [self(item) for item in data]
         return data
+
+    def entry(self, data: Any) -> Any:
+        """An entry of metadata: the only place that refers to tables.
+
+        Raises:
+            GraphFormatError: It stands for no value.
+        """
+        if type(data) is dict and len(data) == 1:
+            ((tag, content),) = data.items()
+            if tag == "text":
+                return self._texts[_index(content, self._texts, tag)]
+            if tag == "shared":
+                return self._share(content)
+            if tag == "again":
+                return self._repeat(content)
+        return self(data)
 
     def arguments(self, data: list[Any]) -> tuple[Any, ...]:
         """The positional arguments of a node: what is called most, hence the shortcuts."""
@@ -186,19 +203,23 @@ class Decoder:
             found = self._known[key] = decode(data)
         return found
 
+    def _immutable(self, data: Any) -> Any:
+        value = self(data)
+        if type(value) not in (list, dict):
+            raise GraphFormatError(f"{value!r:.80} is neither a list nor a dict")
+        return immutable_list(value) if type(value) is list else immutable_dict(value)
+
     def _share(self, data: Any) -> Any:
-        self._require_metadata("a shared value")
         index = _index(data, self._shared, "shared")
         if index not in self._shared_done:
-            self._shared_done[index] = _BEING_READ
-            self._shared_done[index] = self(self._shared[index])
-        if self._shared_done[index] is _BEING_READ:
-            raise GraphFormatError(f"shared value {index} contains itself")
+            content = self._shared[index]
+            is_copy = type(content) is dict and content.keys() == {"again"}
+            value = self._repeat(content["again"]) if is_copy else self(content)
+            self._shared_done[index] = value
         return self._shared_done[index]
 
     def _repeat(self, data: Any) -> Any:
         """A value of its own, equal to that of the table. Costs no more than a short list."""
-        self._require_metadata("a repeated value")
         copier = self._copiers.get(data) if type(data) is int else None
         if copier is None:
             copier = _copier(self(self._again[_index(data, self._again, "again")]))
@@ -207,10 +228,14 @@ class Decoder:
 
     def _pairs(self, data: Any) -> list[tuple[Any, Any]]:
         pairs = [_list(pair, 2) for pair in _list(data)]
-        return [(_hashable(self(key)), self(item)) for key, item in pairs]
+        made = [(_hashable(self(key)), self(item)) for key, item in pairs]
+        _require_different_hashes([key for key, _ in made])
+        return made
 
     def _hashables(self, data: Any) -> list[Any]:
-        return [_hashable(self(item)) for item in _list(data)]
+        values = [_hashable(self(item)) for item in _list(data)]
+        _require_different_hashes(values)
+        return values
 
     def _float(self, data: Any) -> float:
         value = self(data)
@@ -292,8 +317,9 @@ def _copier(value: Any) -> Callable[[], Any]:
     Raises:
         GraphFormatError: It is of another kind. A copy of anything could be of any size.
     """
-    if type(value) is dict and len(value) <= LONGEST_REPEATED:
-        return value.copy
+    if stack_key(value) is not None:
+        copy: Callable[[], Any] = value.copy
+        return copy
     make = _torch_records.tensor_meta_copier(value)
     if make is None:
         raise GraphFormatError(f"a value that is repeated may not be {value!r:.80}")
@@ -390,6 +416,12 @@ def _hashable(value: Any) -> Any:
     except TypeError as error:
         raise GraphFormatError(f"a key is not hashable: {value!r:.80}") from error
     return value
+
+
+def _require_different_hashes(keys: list[Any]) -> None:
+    """Dictionaries of keys with one hash take quadratic time."""
+    if len(keys) > _MANY and max(collections.Counter(map(hash, keys)).values()) > _MANY:
+        raise GraphFormatError(f"more than {_MANY} keys have the same hash")
 
 
 def _index(value: Any, table: Any, what: str) -> int:

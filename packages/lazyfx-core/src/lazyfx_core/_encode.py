@@ -7,6 +7,7 @@ else is a JSON object with exactly one key that says what it is:
 ``{"node": 3}``                             the fourth node of the graph
 ``{"tuple": […]}``, ``set``, ``frozenset``  containers; sets are sorted, so equal sets look equal
 ``{"list": […]}``                           a list in metadata, which may move to a table
+``{"immutable": …}``                        torch's immutable lists and dicts in metadata
 ``{"dict": {…}}``, ``{"items": [[k, v]]}``  string keys, any keys; ``ordered``: OrderedDict
 ``{"slice": [a, b, c]}``, ``range``         as the constructors take them
 ``{"float": "inf"}``, ``{"int": "0x…"}``    what JSON numbers cannot say
@@ -20,7 +21,8 @@ else is a JSON object with exactly one key that says what it is:
 ``{"typing": ["List", […]]}``               an annotation
 ``{"fake": …}``                             a fake tensor, a symbolic number, an expression
 ``{"text": 5}``, ``{"shared": 7}``          an entry of the writer's tables
-``{"again": 4}``                            a copy of an entry: equal to others, and its own object
+``{"again": 4}``                            a copy of an entry: equal to others, and its own object;
+                                            these three are entries of metadata, and nothing less
 ``{"name": "module:qualname"}``             a class or function that was written by name only
 ``{"object": 2}``, ``{"tensor": 2}``        whatever the door of the caller stores besides the JSON
 ==========================================  ====================================================
@@ -67,6 +69,7 @@ LONGEST_REPEATED = 32
 _SMALL_INT = 1 << 63
 _LONG_TEXT = 40
 _ATOMS = frozenset({str, bool, type(None)})
+_CONTAINERS = frozenset({list, dict, tuple, set})
 _DTYPES = {v: {"dtype": str(v)[6:]} for v in vars(torch).values() if isinstance(v, torch.dtype)}
 
 
@@ -104,10 +107,10 @@ class Encoder:
             float: _encode_float,
             fx.Node: self._encode_node,
             list: self._encode_list,
-            immutable_list: self._encode_list,
+            immutable_list: self._encode_immutable,
             tuple: lambda value: {"tuple": self._encode_list(value)},
             dict: self._encode_dict,
-            immutable_dict: self._encode_dict,
+            immutable_dict: self._encode_immutable,
             collections.OrderedDict: lambda value: {"ordered": self._pairs(value)},
             set: lambda value: {"set": self._sorted(value)},
             frozenset: lambda value: {"frozenset": self._sorted(value)},
@@ -146,6 +149,18 @@ class Encoder:
             self.texts.append(value)
         return found
 
+    def entry(self, value: Any) -> Any:
+        """An entry of metadata: the only place that refers to tables."""
+        kind = type(value)
+        if kind is str:
+            return self.text(value)
+        if kind in _CONTAINERS:
+            return self.once(value)
+        if _torch_records.is_tensor_meta(value):
+            key = _torch_records.tensor_meta_key(value)
+            return self(value) if key is None else self._repeat(key, value, self)
+        return self(value)
+
     def once(self, value: Any) -> Any:
         """A container that may be referred to from several places; they will share it again.
 
@@ -153,7 +168,7 @@ class Encoder:
         """
         held = self._shared_index.get(id(value))
         if held is None:
-            stack = self.by_name_only and _stack_key(value)
+            stack = self.by_name_only and stack_key(value)
             encoded = self._repeat(stack, value, self._encode_dict) if stack else self(value)
             if type(encoded) is not dict:
                 encoded = {"list": encoded}
@@ -205,6 +220,11 @@ class Encoder:
             return {"dict": {k: v if type(v) in _ATOMS else self(v) for k, v in value.items()}}
         return {"items": self._pairs(value)}
 
+    def _encode_immutable(self, value: Any) -> Any:
+        """Of arguments, where torch makes it again; metadata is left as it is."""
+        data = self._encode_dict(value) if isinstance(value, dict) else self._encode_list(value)
+        return {"immutable": data} if self.in_meta else data
+
     def _pairs(self, value: dict[Any, Any]) -> list[Any]:
         return [[self(key), self(item)] for key, item in value.items()]
 
@@ -224,12 +244,6 @@ class Encoder:
                 {k: v if type(v) in _ATOMS else self(v) for k, v in fields.items()},
             ]
         }
-
-    def _encode_tensor_meta(self, value: Any) -> Any:
-        key = _torch_records.tensor_meta_key(value) if self.in_meta else None
-        if key is None:
-            return self._encode_record(value)
-        return self._repeat(key, value, self._encode_record)
 
     def _other(self, value: Any) -> Any:
         """What is told by more than its exact type."""
@@ -251,10 +265,8 @@ class Encoder:
         if named is not None:
             return self._name(value, {"fn": list(named)})
         if _torch_records.describe(value) is not None:
-            is_tensor_meta = _torch_records.is_tensor_meta(value)
-            encode = self._encode_tensor_meta if is_tensor_meta else self._encode_record
-            self._of_type[type(value)] = encode
-            return encode(value)
+            self._of_type[type(value)] = self._encode_record
+            return self._encode_record(value)
         class_path = _torch_records.class_path(value)
         if class_path is not None:
             return {"class": class_path}
@@ -265,7 +277,7 @@ class Encoder:
             return {"named": [self(type(value)), [self(item) for item in value]]}
         if isinstance(value, tuple) and hasattr(value, "n_sequence_fields"):
             return {"named": [self(type(value)), [self(item) for item in value]]}
-        if isinstance(value, enum.Enum):
+        if isinstance(value, enum.Enum) and _has_name(value):
             return {"enum": [self(type(value)), value.name]}
         if self.by_name_only and hasattr(value, "__qualname__"):
             encoded = {"name": f"{getattr(value, '__module__', '')}:{value.__qualname__}"}
@@ -297,7 +309,12 @@ class Encoder:
         return {"typing": [name, [self(item) for item in arguments]]}
 
 
-def _stack_key(value: Any) -> Any:
+def _has_name(value: enum.Enum) -> bool:
+    """Whether it is a member, and no combination of flags."""
+    return type(value).__members__.get(str(value.name)) is value
+
+
+def stack_key(value: Any) -> Any:
     """What the ``nn_module_stack`` ``value`` is equal to; None if it is of another kind.
 
     Type-exact: ``1`` and ``True`` are equal, but not the same.

@@ -80,6 +80,7 @@ class _Hasher:
         self._meta = meta
         self._values = values
         self._met: dict[int, int] = {}
+        self._storages: dict[int, int] = {}
         self._kept: list[Any] = []
 
     def module(self, gm: fx.GraphModule) -> str:
@@ -168,6 +169,7 @@ class _Hasher:
         ]
         if tensor.layout is torch.strided:
             described.append([str(stride) for stride in tensor.stride()])
+            described += self._memory(tensor)
         described.append([tensor.is_conj(), tensor.is_neg()])
         if self._values and not is_fake_value(tensor) and tensor.device.type != "meta":
             if tensor.layout is not torch.strided or tensor.is_quantized:
@@ -176,6 +178,16 @@ class _Hasher:
             data = plain.contiguous().reshape(-1).view(torch.uint8)
             described.append(hashlib.sha256(data.numpy().tobytes()).hexdigest())
         return described
+
+    def _memory(self, tensor: torch.Tensor) -> list[Any]:
+        """Which of the storages met before it is on, and where: a write would show there."""
+        storage = tensor.untyped_storage()
+        index = self._storages.get(storage._cdata)
+        if index is None:
+            self._storages[storage._cdata] = len(self._storages)
+            self._kept.append(storage)
+            return []
+        return [["memory", index, str(tensor.storage_offset())]]
 
     def _other(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

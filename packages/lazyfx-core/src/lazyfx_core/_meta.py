@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _WRITTEN_BY_NAME = frozenset(
     {"nn_module_stack", "source_fn_stack", "fwd_nn_module_stack", "fwd_source_fn_stack"}
 )
-_CONTAINERS = frozenset({list, dict, tuple, set})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,24 +136,25 @@ class MetaWriter:
         outside = encode.enter_meta(self._other)
         try:
             for key, value in meta.items():
-                kind = type(value)
                 if type(key) is not str:
                     self._dropped.add(str(key), where, "the key is not text")
-                elif kind is str:
-                    row[key] = encode.text(value)
-                else:
-                    encode.by_name_only = key in _WRITTEN_BY_NAME
-                    try:
-                        row[key] = encode.once(value) if kind in _CONTAINERS else encode(value)
-                    except (Unstorable, RecursionError) as error:
-                        self._dropped.add(key, where, _reason(error))
+                    continue
+                encode.by_name_only = key in _WRITTEN_BY_NAME
+                try:
+                    row[key] = encode.entry(value)
+                except Exception as error:  # whatever objects of the user's make of it
+                    self._dropped.add(key, where, _reason(error))
         finally:
             encode.leave_meta(outside)
         return row or None
 
 
 def _reason(error: Exception) -> str:
-    return "it contains itself" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, Unstorable):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "it contains itself"
+    return f"storing it raised {type(error).__name__}"
 
 
 def read_meta(row: Any, decode: Decoder) -> dict[str, Any]:
@@ -167,6 +167,6 @@ def read_meta(row: Any, decode: Decoder) -> dict[str, Any]:
         raise GraphFormatError(f"metadata is an object, found {row!r:.80}")
     outside, decode.in_metadata = decode.in_metadata, True
     try:
-        return {k: value if type(value) is int else decode(value) for k, value in row.items()}
+        return {k: v if type(v) is int else decode.entry(v) for k, v in row.items()}
     finally:
         decode.in_metadata = outside

@@ -17,6 +17,8 @@ are named in every pickle ever written: they keep their places, names and argume
 from __future__ import annotations
 
 import base64
+import contextlib
+import io
 import pickle
 import sys
 import typing
@@ -43,15 +45,19 @@ from ._serialize import (
 from ._torch_codegen import is_spec
 from ._torch_fx import GENERATED_FIELDS, new_plain_module, set_graph
 from ._torch_symbolic import Unstorable, is_fake_value
-from ._untrusted import check_attributes_exist, check_value
-from .errors import GraphFormatError
+from ._untrusted import check_attributes_exist, check_class_name, check_value
+from .errors import GraphFormatError, LazyFxError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch.package import PackageExporter
 
     from ._graph_module import LazyGraphModule
 
-_LARGEST_DOCUMENT = 1 << 30  # bytes, once decompressed
+# Bytes of a document, once decompressed: what a short one may grow to, and the longest.
+_SMALL, _EXPANSION, _LARGEST = 16 << 20, 64, 1 << 30
+_TABLES = frozenset({"_parameters", "_buffers", "_modules", "training"})
 _REBUILT = ("_graph", *GENERATED_FIELDS)
 
 
@@ -144,9 +150,12 @@ def module_state(
             )
         except (Unstorable, RecursionError) as error:
             raise cannot_store(f"{class_name}.{name}", error) from error
-    head = {"uses_tables": writer.uses_tables, "values": encoded}
+    uses_tables, before = writer.uses_tables, to_json(encoded, class_name)
     graph = gm.graph
     text = to_json(writer.graph(graph), class_name)
+    # A container that a node holds as well has moved to a table meanwhile.
+    uses_tables = uses_tables or to_json(encoded, class_name) != before
+    head = {"uses_tables": uses_tables, "values": encoded}
     unchecked = None if may_come_from_a_stranger(gm) else Unchecked
     dropped.warn(_callers_level())
     stored = StoredGraph(
@@ -172,7 +181,8 @@ def restore_module(
 
     _check_arguments(cls, class_name, attributes, stored)
     gm = cls.__new__(cls)
-    graph = _restore_state(gm, attributes, stored)
+    with _refusals():
+        graph = _restore_state(gm, attributes, stored)
     adopt_stored(gm, graph, class_name)
     return gm
 
@@ -183,7 +193,8 @@ def restore_plain_module(
     """The same for a plain ``fx.GraphModule`` inside of a lazy one: graph and code are made now."""
     _check_arguments(cls, class_name, attributes, stored)
     gm = new_plain_module(cls)
-    graph = _restore_state(gm, attributes, stored)
+    with _refusals():
+        graph = _restore_state(gm, attributes, stored)
     type(gm).__name__ = class_name
     set_graph(gm, graph.build(gm))
     return gm
@@ -291,12 +302,33 @@ def _check_arguments(cls: Any, class_name: Any, attributes: Any, stored: Any) ->
     for value, kind in ((class_name, str), (attributes, dict), (stored, StoredGraph)):
         if not isinstance(value, kind):
             raise GraphFormatError(f"expected a {kind.__name__}, found {value!r:.80}")
+    if not isinstance(stored.objects, tuple):
+        raise GraphFormatError(f"the stored objects are a tuple, found {stored.objects!r:.80}")
+    missing = _TABLES - attributes.keys()
+    if missing:
+        raise GraphFormatError(f"the attributes lack {sorted(missing)}")
+    if stored.unchecked is not Unchecked:
+        check_class_name(class_name)
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn whatever a damaged pickle makes constructors raise into an error of ours."""
+    try:
+        yield
+    except LazyFxError:
+        raise
+    except Exception as error:
+        raise GraphFormatError(
+            f"the stored attributes: {type(error).__name__}: {error!s:.200}"
+        ) from error
 
 
 def _open(stored: StoredGraph) -> Any:
     """The document, decompressed no further than its writer said, and parsed."""
     document, size = stored.document, stored.size
-    if type(size) is not int or not 0 <= size <= _LARGEST_DOCUMENT:
+    known = len(document) if isinstance(document, (bytes, str)) else 0
+    if type(size) is not int or not 0 <= size <= min(_LARGEST, _SMALL + _EXPANSION * known):
         raise GraphFormatError(f"a document of {size!r:.80} bytes is too large")
     try:
         if isinstance(document, str):
@@ -308,6 +340,15 @@ def _open(stored: StoredGraph) -> Any:
         raise GraphFormatError(f"the stored graph is damaged: it should have {size} bytes")
     with collector_paused(size // BYTES_OF_A_NODE):
         return from_json(text, "the stored graph")
+
+
+class _WithoutNodes(pickle.Pickler):
+    """Refuses what would take a graph along: nodes of it would come back as those of a copy."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (fx.Node, fx.Graph, fx.GraphModule)):
+            raise Unstorable(f"it holds a {type(obj).__name__} inside of an object")
+        return NotImplemented
 
 
 class _Objects:
@@ -333,11 +374,17 @@ class _Objects:
 
     def add_if_it_pickles(self, value: Any) -> Any:
         """The same for metadata, of which nothing is known and which must not make storing fail."""
-        if id(value) not in self._index and not isinstance(value, (type, nn.Module)):
+        if id(value) not in self._index:
+            kind = type(value).__name__
             try:
-                pickle.loads(pickle.dumps(value))
+                with io.BytesIO() as file:
+                    _WithoutNodes(file).dump(value)
+                    if not isinstance(value, (type, nn.Module)):
+                        pickle.loads(file.getvalue())
+            except Unstorable:
+                raise
             except Exception as error:
-                reason = f"{type(value).__name__} does not pickle: {error}"
+                reason = f"{kind} does not pickle ({type(error).__name__})"
                 raise Unstorable(reason) from error
         return self.add(value)
 
@@ -416,9 +463,11 @@ def _storable(module: nn.Module) -> Any:
         return module
     key = id(module._parameters)  # the twin holds the same dictionary
     twin = _stand_ins.get(key)
-    if twin is None:
+    if twin is None or type(twin) is not cls:
         twin = _stand_ins[key] = cls.__new__(cls)
-        twin.__dict__.update(vars(module), _modules=children)
+    # Another pickler may have made it, before the module changed.
+    vars(twin).clear()
+    vars(twin).update(vars(module), _modules=children)
     return twin
 
 

@@ -27,16 +27,20 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .errors import GraphFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_MOST_DIMENSIONS = 64
 _TENSOR_META = "torch.fx.passes.shape_prop:TensorMetadata"
 _MODULES = frozenset(
     {
         "torch._functorch._aot_autograd.descriptors",
         "torch._functorch._aot_autograd.schemas",
+        "torch._guards",
         "torch.export.graph_signature",
         "torch.fx.experimental.symbolic_shapes",
         "torch.fx.passes.shape_prop",
@@ -48,6 +52,8 @@ _MODULES = frozenset(
 _BY_ATTRIBUTES = frozenset(
     {"torch.fx.traceback:NodeSource", "torch.fx.traceback:NodeSource.NodeInfo"}
 )
+# Of this module nothing else is data.
+_ONLY = {"torch._guards": "CompileId"}
 # What has these names in the modules above does more than hold data.
 _NOT_DATA = frozenset({"ShapeEnv", "TreeSpec", "LeafSpec", "ShapeProp", "GraphModuleSerializer"})
 # Classes that are referred to and never made from data.
@@ -56,6 +62,7 @@ _TRACERS = frozenset(
         *("torch.fx._symbolic_trace:Tracer", "torch.fx.experimental.proxy_tensor:PythonKeyTracer"),
         "torch.fx.experimental.proxy_tensor:_ModuleStackTracer",
         "torch.fx.experimental.meta_tracer:MetaTracer",
+        "torch._subclasses.fake_tensor:FakeTensor",
         *("torch._dynamo.output_graph:SubgraphTracer", "torch.fx.proxy:GraphAppendingTracer"),
         "torch.ao.quantization.fx.tracer:QuantizationTracer",
     }
@@ -71,7 +78,8 @@ def describe(value: object) -> tuple[str, dict[str, Any]] | None:
     if _record_class(path) is not cls:
         return None
     if isinstance(value, enum.Enum):
-        return path, {"name": value.name}
+        has_name = type(value).__members__.get(str(value.name)) is value
+        return (path, {"name": value.name}) if has_name else None
     if path in _BY_ATTRIBUTES:
         return path, {k: v for k, v in vars(value).items() if k not in ("_dict", "_action_string")}
     return path, {name: getattr(value, name) for name in _fields(cls) if hasattr(value, name)}
@@ -84,19 +92,26 @@ def is_tensor_meta(value: object) -> bool:
 
 def tensor_meta_key(value: Any) -> Any:
     """What is equal for tensor metadata that is the same; None if there is no such thing."""
-    if value.qparams != {} or type(value.qparams) is not dict:
+    shape, stride = value.shape, value.stride
+    if type(value.qparams) is not dict or value.qparams:
         return None
+    if type(shape) is not torch.Size or type(stride) is not tuple:
+        return None
+    if not {int}.issuperset(map(type, (*shape, *stride))):
+        return None  # symbolic sizes, too
     key = (*value[:-1], *map(type, value))
     try:
         hash(key)
-    except TypeError:  # symbolic sizes
+    except TypeError:
         return None
     return key
 
 
 def tensor_meta_copier(value: Any) -> Callable[[], Any] | None:
-    """What makes tensor metadata equal to ``value``; None if it is something else."""
+    """What makes tensor metadata equal to ``value``; None if it is something else, or large."""
     if not is_tensor_meta(value) or tensor_meta_key(value) is None:
+        return None
+    if len(value.shape) > _MOST_DIMENSIONS or len(value.stride) > _MOST_DIMENSIONS:
         return None
     cls, fields = type(value), tuple(value)[:-1]
     return lambda: tuple.__new__(cls, (*fields, {}))
@@ -168,6 +183,8 @@ def _path(cls: type) -> str:
 def _record_class(path: str) -> type | None:
     module_name, _, qualified = path.partition(":")
     if module_name not in _MODULES or qualified.rpartition(".")[2] in _NOT_DATA:
+        return None
+    if _ONLY.get(module_name, qualified) != qualified:
         return None
     try:
         found: Any = importlib.import_module(module_name)

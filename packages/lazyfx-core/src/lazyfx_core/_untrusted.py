@@ -46,6 +46,8 @@ _WORD = re.compile(r"[^\W\d]\w*")
 _PLAIN_OPS = frozenset({"placeholder", "output"})
 # What names mean in generated code before it starts.
 _GLOBALS = frozenset(vars(builtins)) | {"torch", "device", "fx_pytree", "pytree", "self"}
+# Nodes are called something else if they have the name of a global; parameters are not.
+_TAKEN = frozenset({"self", "torch", "fx_pytree", "pytree"})
 _OWN_TABLES = frozenset(vars(nn.Module())) | {"_graph", "graph", "meta", "_code"}
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _SEQUENCES = (tuple, list, immutable_list)
@@ -70,6 +72,7 @@ class NodeCheck:
     """
 
     def __init__(self, allowed: frozenset[Any] = frozenset()) -> None:
+        self._symbols: dict[int, Any] = {}
         self._allowed_names = {entry for entry in allowed if type(entry) is str}
         self._allowed_ids = {id(entry) for entry in allowed}
         self._fine: set[tuple[str, str | int]] = set()
@@ -86,7 +89,7 @@ class NodeCheck:
         """Check one node by its fields, all of them decoded."""
         key = (op, target if type(target) is str else id(target))
         is_usual = key in self._fine and not kwargs and type_ is None and target is not getattr
-        if is_usual and name.isidentifier() and name.isascii() and not iskeyword(name):
+        if is_usual and _is_variable(name):
             for value in args:
                 if type(value) in _HARMLESS:
                     continue
@@ -99,7 +102,7 @@ class NodeCheck:
         if reason is not None:
             raise GraphFormatError(f"{reason}; pass what you trust in allow=[...]")
         if kwargs or not _HARMLESS.issuperset(map(type, args)):
-            check_symbols((args, kwargs))
+            check_symbols((args, kwargs), self._symbols)
         if type_ is not None:
             check_annotation(type_)
         if key in self._fine:
@@ -118,6 +121,8 @@ def check_texts(op: str, target: Any, kwargs: Mapping[str, Any], name: str) -> N
     """Raise :class:`GraphFormatError` if a text of this node would be more than a name in code."""
     if not _is_identifier(name):
         raise GraphFormatError(f"the name {name!r:.200} is not a Python identifier")
+    if name == "self":
+        raise GraphFormatError("the name 'self' is that of the module in code")
     if op == "placeholder" and not _is_parameter(target):
         raise GraphFormatError(f"{target!r:.200} is not the name of a parameter")
     if op in ("get_attr", "call_module") and _PATH.match(target) is None:
@@ -127,10 +132,14 @@ def check_texts(op: str, target: Any, kwargs: Mapping[str, Any], name: str) -> N
             raise GraphFormatError(f"the keyword {key!r:.200} is not a Python identifier")
 
 
-def check_symbols(values: Any) -> None:
+def check_symbols(values: Any, fine: dict[int, Any]) -> None:
     """Raise :class:`GraphFormatError` for symbolic numbers whose text, as code, is something else.
 
     torch writes them into code as they print, and a symbol may be called ``eval``.
+
+    Args:
+        values: Arguments, looked through.
+        fine: What was found to be fine, by ``id``, and kept alive; grows.
     """
     waiting: list[Any] = [values]
     while waiting:
@@ -141,7 +150,8 @@ def check_symbols(values: Any) -> None:
             waiting += [*value.keys(), *value.values()]
         elif type(value) is slice:
             waiting += (value.start, value.stop, value.step)
-        elif isinstance(value, _SYMBOLS):
+        elif isinstance(value, _SYMBOLS) and id(value) not in fine:
+            fine[id(value)] = value
             for word in _WORD.findall(str(value)):
                 if (word in _GLOBALS and word not in _SAFE_IN_SYMBOLS) or word[:2] == "__":
                     raise GraphFormatError(
@@ -322,9 +332,13 @@ def _held(module: Any, name: str) -> Any:
     return None
 
 
+def _is_variable(name: str) -> bool:
+    return name.isidentifier() and name.isascii() and name != "self" and not iskeyword(name)
+
+
 def _is_parameter(text: Any) -> bool:
     stars = len(text) - len(text.lstrip("*"))
-    return stars <= 2 and _is_identifier(text[stars:])
+    return stars <= 2 and _is_identifier(text[stars:]) and text[stars:] not in _TAKEN
 
 
 def _is_identifier(text: Any) -> bool:

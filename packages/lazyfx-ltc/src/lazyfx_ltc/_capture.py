@@ -25,13 +25,15 @@ import torch
 from torch import fx, nn
 
 from . import _torch_lazy
+from ._aliases import Group
 from ._contract import MAX_OPERATORS, draws, host_read
-from ._fallback import fallback_counts, get_fallback_ops, is_composite, lowers
+from ._fallback import calls_that_leave, lowers
 from ._lower import LOWERED_HERE, is_table
 from ._rewrite import LazyDevices, force_lazy_device
-from ._run import Runner, stand_in, user_line
+from ._run import Runner, user_line
 from ._specs import Contract, Fresh
-from ._state import State
+from ._structure import flatten
+from ._subject import Subject
 from ._torch_tracing import TorchDispatchMode, op_name, tree_flatten
 from .errors import CaptureError, FallbackError, LtcError
 
@@ -80,6 +82,8 @@ class _Recorder(TorchDispatchMode):
         self.draws: list[torch.Tensor] = []
         self.kept: list[Any] = []
         self.missing: dict[str, str] = {}
+        self.must_not_miss = False
+        self.stand_ins: set[int] = set()
 
     def __torch_dispatch__(
         self,
@@ -99,12 +103,10 @@ class _Recorder(TorchDispatchMode):
         elif name == "aten::lift_fresh" and args[0].dim() == 0:
             result = self._constant(args[0])
         elif lowers(name):
-            before = fallback_counts() if is_composite(name) else None
-            result = func(*args, **keywords)
-            if before is not None:
-                for left in get_fallback_ops(since=before):
-                    inside = f"{self.runner.where()}, inside {name}"
-                    self.missing.setdefault(left.split("=")[0], inside)
+            result, left = calls_that_leave(lambda: func(*args, **keywords), name)
+            for one in left:
+                self.missing.setdefault(one, f"{self.runner.where()}, inside {name}")
+                self.must_not_miss = True  # what it computed is in the graph by now
         else:
             result = self._stand_in_result(func, name, args, keywords)
         tensors = _lazies(result)
@@ -157,8 +159,10 @@ class _Recorder(TorchDispatchMode):
     def _stand_in_result(
         self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Go on with empty results, so that one error can list every missing operator."""
+        """Go on with empty results: one error lists every missing operator, or nobody uses them."""
         self.missing.setdefault(name, self.runner.where())
+        if draws(func, args, kwargs):
+            self.must_not_miss = True
 
         def to_meta(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
@@ -166,9 +170,12 @@ class _Recorder(TorchDispatchMode):
             return value
 
         def to_lazy(value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                return torch.empty(value.shape, dtype=value.dtype, device="lazy")
-            return value
+            if not isinstance(value, torch.Tensor):
+                return value
+            shape = value.shape or torch.Size([1])
+            data = torch.empty(shape, dtype=value.dtype, device=self.device).to("lazy")
+            self.stand_ins.add(_torch_lazy.tensor_id(data))
+            return data if value.dim() else torch.ops.aten.view_copy.default(data, [])
 
         map_leaves = fx.node.map_aggregate
         try:
@@ -188,60 +195,77 @@ class _Recorder(TorchDispatchMode):
             self.kept.pop()
 
 
+def _lazy_sources(
+    sources: Sequence[torch.Tensor], groups: Sequence[Group]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each source (the lazy tensor that holds the data, what the model sees of it)."""
+    found = [_lazy_source(one) for one in sources]
+    for real, (_, seen) in zip(sources, found, strict=True):
+        if real.requires_grad and not seen.requires_grad:
+            seen.requires_grad_()  # the model's python code may ask
+    for group in groups:
+        first = sources[group.members[0]]
+        whole, seen = _lazy_source(torch.empty(group.numel, dtype=first.dtype, device=first.device))
+        for number, offset in zip(group.members, group.offsets, strict=True):
+            real = sources[number]
+            view = seen.as_strided(real.shape, real.stride(), offset)
+            if isinstance(real, nn.Parameter):
+                view = nn.Parameter(view, requires_grad=real.requires_grad)
+            found[number] = (found[number][0], view)
+        found.append((whole, seen))
+    return found
+
+
 def _lazy_source(real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the lazy tensor that holds the data, what the model sees of it)."""
-    value = real.detach()
-    data = (value.reshape(1) if value.dim() == 0 else value).to("lazy")
-    seen = data.view(()) if value.dim() == 0 else data
-    if isinstance(real, nn.Parameter) and value.dim() > 0:
+    """The same for one that shares no memory. Its values are not read: any will do."""
+    shape = real.shape or torch.Size([1])
+    data = torch.empty(shape, dtype=real.dtype, device=real.device).to("lazy")
+    seen = data if real.dim() else data.view(())
+    if isinstance(real, nn.Parameter) and real.dim():
         seen = nn.Parameter(data, requires_grad=real.requires_grad)
     return data, seen
 
 
-def record(
-    model: fx.GraphModule,
-    state: State,
-    inputs: Sequence[torch.Tensor],
-    contract: Contract,
-    device: str,
-) -> Recording:
+def record(subject: Subject, contract: Contract, groups: Sequence[Group] = ()) -> Recording:
     """Record a model on the lazy device.
 
     Args:
-        model: The model; not changed, a copy runs.
-        state: Its tensors. They are copied to the lazy device and let go of again.
-        inputs: The example inputs; not changed.
+        subject: What is captured; nothing of it is changed, and no value of it is read.
         contract: What the call must turn out to be.
-        device: The session's device type.
+        groups: Sources that share memory, as they were observed.
 
     Raises:
         FallbackError: Operators have no lazy kernel.
         CaptureError: The call does not fit its contract, or leaves the lazy device.
     """
-    own = [binding.read() for binding in state.tensors]
     with torch.inference_mode(False), torch.no_grad():
-        sources = [_lazy_source(real) for real in (*inputs, *own)]
-        seen = [view for _, view in sources]
-        stand_ins = {id(real): view for real, view in zip(own, seen[len(inputs) :], strict=True)}
+        sources = _lazy_sources(subject.sources, groups)
         source_ids = {_torch_lazy.tensor_id(data): n for n, (data, _) in enumerate(sources)}
-        runner = stand_in(model, stand_ins)
+        runner = subject.runner([seen for _, seen in sources])
         force_lazy_device(runner.copied)
-        recorder = _Recorder(runner, device)
+        recorder = _Recorder(runner, subject.device)
         try:
-            result = _run(runner, recorder, seen[: len(inputs)])
-            if recorder.missing:
+            with torch.set_grad_enabled(subject.grad):
+                result = _run(runner, recorder, *subject.arguments([seen for _, seen in sources]))
+            if recorder.must_not_miss:
                 raise recorder.fallback()
-            outputs = _fresh_outputs(tree_flatten(result)[0], contract)
+            outputs = _fresh_outputs(flatten(result)[0], contract)
             written = [sources[number][0] for number in contract.written]
-            return _read(list(recorder.draws), [*outputs, *written], source_ids)
+            recording = _read(list(recorder.draws), [*outputs, *written], source_ids)
+            used = recorder.stand_ins.intersection(recording.ids)
+            if used:
+                raise recorder.fallback()
+            return recording
         finally:
             recorder.release()
 
 
-def _run(runner: Runner, recorder: _Recorder, args: Sequence[torch.Tensor]) -> Any:
+def _run(
+    runner: Runner, recorder: _Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
     try:
         with LazyDevices(), recorder:
-            return runner.run(*args)
+            return runner.call(args, kwargs)
     except LtcError:
         raise
     except Exception as error:  # whatever the backend or the model raises
@@ -277,7 +301,8 @@ def _read(
 ) -> Recording:
     roots = [*draws, *results]
     if not roots:
-        return Recording(text="", ir="", hash="", source_ids=source_ids, ids=[], values=[], draws=0)
+        nothing: dict[str, Any] = {"text": "", "ir": "", "hash": ""}
+        return Recording(**nothing, source_ids=source_ids, ids=[], values=[], draws=0)
     roots = _torch_lazy.settled(roots)
     ids, values = _torch_lazy.device_data(roots)
     return Recording(

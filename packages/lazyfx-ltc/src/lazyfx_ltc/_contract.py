@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ._aliases import Group
 from ._describe import describe
-from ._run import AttributeWatch, Runner, stand_in, user_line
+from ._run import AttributeWatch, Runner, user_line
 from ._specs import Contract, TensorSpec
-from ._state import State
+from ._structure import flatten
+from ._subject import Subject
 from ._torch_tracing import (
     TorchDispatchMode,
     data_dependent_errors,
@@ -72,7 +74,7 @@ class _Observer(TorchDispatchMode):
         super().__init__()
         self.runner = runner
         self.device = device
-        self.operators = 0
+        self.trace: list[str] = []
         self.written: set[int] = set()
         self.source_storages = {storage_key(tensor) for tensor in sources}
 
@@ -84,9 +86,9 @@ class _Observer(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         keywords = dict(kwargs or {})
-        self.operators += 1
         name = op_name(func)
-        if self.operators > MAX_OPERATORS:
+        self.trace.append(name)
+        if len(self.trace) > MAX_OPERATORS:
             raise CaptureError(
                 f"{self.runner.where()} is beyond operator {MAX_OPERATORS} of the model: expected"
                 f" at most {MAX_OPERATORS} operators in one graph; split the model and extract"
@@ -112,12 +114,16 @@ class _Observer(TorchDispatchMode):
             )
         if base in _BATCH_NORMS:
             given = schema_arguments(func, args, kwargs)
-            if given.get("training") and given.get("running_mean") is not None:
-                raise CaptureError(
-                    f"{self.runner.where()} updates the running statistics of a batch"
-                    " normalisation in train mode, which torch's lazy backend does not do; call"
-                    " model.eval() before tracing, or use track_running_stats=False"
-                )
+            if given.get("training"):
+                # Written, though the operator's schema does not say so.
+                statistics = _tensors([given.get("running_mean"), given.get("running_var")])
+                self.written.update(storage_key(one) for one in statistics)
+                if not self.source_storages.issuperset(map(storage_key, statistics)):
+                    raise CaptureError(
+                        f"{self.runner.where()} updates statistics of a batch normalisation that"
+                        " are neither arguments nor tensors of the model (instance normalisation"
+                        " does, which keeps running statistics); use track_running_stats=False"
+                    )
         if base == "aten::as_strided":
             self._refuse_as_strided(args, kwargs)
 
@@ -153,47 +159,70 @@ class _Observer(TorchDispatchMode):
             )
 
 
-def _fake_sources(mode: Any, specs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _refuse_changes_of_requires_grad(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target in ("requires_grad_", "detach_"):
+            raise CaptureError(
+                f"node {node.name!r} calls {node.target}: a replay records no gradients and does"
+                " not change what the caller's tensors record; do it outside the model"
+            )
+
+
+def _fake_sources(mode: Any, subject: Subject, groups: Sequence[Group]) -> list[torch.Tensor]:
+    """Fake sources. They require grad where they can, to see which views of them would not."""
     fakes = []
-    for real in specs:
+    sources = subject.sources
+    for real in sources:
+        may = not subject.python and (real.is_floating_point() or real.is_complex())
+        requires_grad = real.requires_grad or (may and not subject.grad)
         with mode:
             fake: torch.Tensor = torch.empty_strided(
                 real.shape, real.stride(), dtype=real.dtype, device=real.device
             )
             if isinstance(real, nn.Parameter):
-                fake = nn.Parameter(fake, requires_grad=real.requires_grad)
+                fake = nn.Parameter(fake, requires_grad=requires_grad)
             else:
-                fake.requires_grad_(real.requires_grad)
+                fake.requires_grad_(requires_grad)
         fakes.append(fake)
+    for group in groups:
+        first = sources[group.members[0]]
+        with mode:
+            whole = torch.empty(group.numel, dtype=first.dtype, device=first.device)
+            for number, offset in zip(group.members, group.offsets, strict=True):
+                own = fakes[number]
+                view = whole.as_strided(own.shape, own.stride(), offset)
+                is_parameter = isinstance(own, nn.Parameter)
+                fakes[number] = (
+                    nn.Parameter(view, requires_grad=own.requires_grad)
+                    if is_parameter
+                    else view.requires_grad_(own.requires_grad)
+                )
+        fakes.append(whole)
     return fakes
 
 
-def observe(
-    model: fx.GraphModule, state: State, inputs: Sequence[torch.Tensor], device: str
-) -> Contract:
+def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
     """Learn a model's contract for inputs like these.
 
     Args:
-        model: The model; not changed, its data not read.
-        state: Its tensors.
-        inputs: The example inputs; only their metadata is used.
-        device: The session's device type.
+        subject: What is captured; nothing of it is changed, and of its tensors only metadata used.
+        groups: Sources that share memory; each group's memory is one source more.
 
     Raises:
         CaptureError: The call does something a captured graph could not repeat.
         HostReadError: It reads a tensor's value.
     """
-    own = [binding.read() for binding in state.tensors]
     mode = fake_mode()
-    fakes = _fake_sources(mode, [*inputs, *own])
-    before = [TensorSpec.of(fake) for fake in fakes]
-    stand_ins = {id(real): fake for real, fake in zip(own, fakes[len(inputs) :], strict=True)}
-    runner = stand_in(model, stand_ins)
+    _refuse_changes_of_requires_grad(subject.graph)
+    fakes = _fake_sources(mode, subject, groups)
+    before = [(TensorSpec.of(fake), storage_key(fake)) for fake in fakes]
+    runner = subject.runner(fakes)
     watch = AttributeWatch(runner.copied)
-    observer = _Observer(runner, device, fakes)
+    observer = _Observer(runner, subject.device, fakes)
     try:
-        with torch.inference_mode(False), torch.no_grad(), mode, observer:
-            result = runner.run(*fakes[: len(inputs)])
+        # In this order: leaving inference mode switches grad mode on.
+        with torch.inference_mode(False), torch.set_grad_enabled(subject.grad), mode, observer:
+            result = runner.call(*subject.arguments(fakes))
     except LtcError:
         raise
     except data_dependent_errors() as error:
@@ -204,11 +233,14 @@ def observe(
             f" inputs{user_line(error)}: {type(error).__name__}: {error}"
         ) from error
     watch.check()
-    _refuse_metadata_changes(fakes, before, len(inputs), state)
-    leaves, structure = tree_flatten(result)
+    _refuse_metadata_changes(fakes, before, subject.names)
+    leaves, structure = flatten(result)
     described, fresh, shared = describe(leaves, fakes)
+    covered = {number for group in groups for number in group.members}
     written = tuple(
-        number for number, fake in enumerate(fakes) if storage_key(fake) in observer.written
+        number
+        for number, fake in enumerate(fakes)
+        if storage_key(fake) in observer.written and number not in covered
     )
     return Contract(
         structure=structure,
@@ -216,23 +248,20 @@ def observe(
         fresh=fresh,
         shared=shared,
         written=written,
-        operators=observer.operators,
+        trace=tuple(observer.trace),
     )
 
 
-def source_name(number: int, inputs: int, state: State) -> str:
-    """A source in words."""
-    if number < inputs:
-        return f"argument {number}"
-    return f"model tensor {state.tensors[number - inputs].name!r}"
-
-
 def _refuse_metadata_changes(
-    fakes: Sequence[torch.Tensor], before: Sequence[TensorSpec], inputs: int, state: State
+    fakes: Sequence[torch.Tensor], before: Sequence[tuple[TensorSpec, int]], names: Sequence[str]
 ) -> None:
-    for number, (fake, spec) in enumerate(zip(fakes, before, strict=True)):
+    for who, fake, (spec, storage) in zip(names, fakes, before, strict=False):
+        if storage_key(fake) != storage:
+            raise CaptureError(
+                f"the model puts other memory under {who} (set_, or an assignment to .data): a"
+                " replay cannot do that to the caller's tensor; copy into it (copy_) instead"
+            )
         if TensorSpec.of(fake) != spec:
-            who = source_name(number, inputs, state)
             raise CaptureError(
                 f"the model changes the shape or layout of {who} in place, from {spec} to"
                 f" {TensorSpec.of(fake)}; a captured graph cannot do that to the caller's tensor."

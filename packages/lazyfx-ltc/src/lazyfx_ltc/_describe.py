@@ -45,6 +45,12 @@ def describe(
         elif storage_key(leaf) in storages:
             number = storages[storage_key(leaf)]
             described.append(_view(leaf, fakes[number], number, position))
+        elif leaf.requires_grad:
+            raise CaptureError(
+                f"output {position} requires grad although nothing was recorded for it (the model"
+                " calls requires_grad_ on it): expected tensors without gradients; call"
+                " requires_grad_ on the result"
+            )
         else:
             slot = slots.setdefault(id(leaf), len(slots))
             if slot == len(computed):
@@ -61,7 +67,11 @@ def _view(leaf: torch.Tensor, base: torch.Tensor, number: int, position: int) ->
             " clone() of it"
         )
     return ViewOf(
-        source=number, size=leaf.shape, stride=leaf.stride(), offset=int(leaf.storage_offset())
+        source=number,
+        detached=base.requires_grad and not leaf.requires_grad,
+        size=leaf.shape,
+        stride=leaf.stride(),
+        offset=int(leaf.storage_offset()),
     )
 
 

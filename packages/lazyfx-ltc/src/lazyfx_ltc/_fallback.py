@@ -9,10 +9,14 @@ difference, never reset: they belong to the process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
 
 from . import _torch_lazy
 
+_TRIES = 3
 _TRANSPARENT = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
 
 
@@ -27,6 +31,27 @@ def lowers(op: str) -> bool:
         # prims have no lazy form; a copy's composite calls the view, which becomes the copy again
         return False
     return any(_torch_lazy.has_kernel(op, key) for key in _TRANSPARENT)
+
+
+def calls_that_leave(call: Callable[[], Any], op: str) -> tuple[Any, set[str]]:
+    """What a call of an operator returns, and the operators in it that leave the graph.
+
+    Only a composite operator has any. The counters belong to the process, so another thread may
+    have moved them: an operator counts if it is there each time the call is repeated.
+    """
+    if not is_composite(op):
+        return call(), set()
+    result, left = None, None
+    # What leaves the graph is computed, and may draw.
+    with torch.random.fork_rng():
+        for _ in range(_TRIES):
+            before = fallback_counts()
+            result = call()
+            seen = {one.split("=")[0] for one in get_fallback_ops(since=before)}
+            left = seen if left is None else left & seen
+            if not left:
+                break
+    return result, left or set()
 
 
 def is_composite(op: str) -> bool:

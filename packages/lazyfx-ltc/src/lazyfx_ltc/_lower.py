@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ._batch_norm import functional_batch_norm
 from ._torch_tracing import tree_flatten
 
 
@@ -26,6 +27,19 @@ def _split(tensor: torch.Tensor, size: int, dim: int = 0) -> list[torch.Tensor]:
 def _split_sizes(tensor: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> list[torch.Tensor]:
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
     return [_slice(tensor, dim, end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _chunk(tensor: torch.Tensor, chunks: int, dim: int = 0) -> list[torch.Tensor]:
+    return _split(tensor, max(1, -(-tensor.shape[dim] // chunks)), dim)
+
+
+def _empty_strided(size: Sequence[int], stride: Sequence[int], **options: Any) -> torch.Tensor:
+    made: torch.Tensor = torch.ops.aten.empty.memory_format(size, **options)
+    return made
+
+
+def _fill(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return _copy(tensor, value)
 
 
 def _unbind(tensor: torch.Tensor, dim: int = 0) -> list[torch.Tensor]:
@@ -57,12 +71,36 @@ def _safe_softmax(tensor: torch.Tensor, dim: int, dtype: torch.dtype | None = No
     return filled
 
 
+def _batch_norm_without_statistics(
+    tensor: torch.Tensor, weight: Any, bias: Any, training: bool, momentum: float, eps: float
+) -> Any:
+    return torch.ops.aten.native_batch_norm.default(
+        tensor, weight, bias, None, None, training, momentum, eps
+    )
+
+
+def _batch_norm_in_eval_mode(
+    tensor: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
+) -> Any:
+    return torch.ops.aten.native_batch_norm.default(
+        tensor, weight, bias, mean, var, False, momentum, eps
+    )
+
+
 LOWERED_HERE: dict[str, Callable[..., Any]] = {
     "aten::split_copy.Tensor": _split,
     "aten::split_with_sizes_copy": _split_sizes,
+    "aten::unsafe_split.Tensor": _split,
+    "aten::unsafe_split_with_sizes": _split_sizes,
+    "aten::unsafe_chunk": _chunk,
     "aten::unbind_copy.int": _unbind,
+    "aten::fill.Tensor": _fill,
+    "aten::empty_strided": _empty_strided,
     "aten::copy": _copy,
     "aten::_safe_softmax": _safe_softmax,
+    "aten::_native_batch_norm_legit_functional": functional_batch_norm,
+    "aten::_native_batch_norm_legit.no_stats": _batch_norm_without_statistics,
+    "aten::_native_batch_norm_legit_no_training": _batch_norm_in_eval_mode,
 }
 
 _FILLED = frozenset(

@@ -1,7 +1,8 @@
 """Mend a recorded graph, instruction by instruction, so that it means what the model meant.
 
-* Tensor constants of one element, which torch cannot read back, become scalars; tuples that only
-  name the results of an operator have no reader and are dropped.
+* Tensor constants of one element, which torch cannot read back, become scalars, and lists of bools
+  are put together from them; tuples that only name the results of an operator have no reader and
+  are dropped.
 * A python number in the model arrives as a zero-dimensional tensor, which takes part in type
   promotion (``int_tensor * 0.5`` would become float64). Where the operator has an overload for a
   number, it gets the number back.
@@ -107,6 +108,9 @@ class Repair:
         if one.kind == "prim::Constant" and (match := _TENSOR_CONSTANT.search(one.attrs or "")):
             self._tensor_constant(one, match["value"])
             return
+        if one.kind == "prim::Constant" and one.outs[0][1] == "bool[]":
+            self._bools(one)
+            return
         if one.kind in _IMPLICIT and one.ins[0] in self.numbers:
             self.aliases[one.outs[0][0]] = self.scalar(one.ins[0])
             return
@@ -121,6 +125,15 @@ class Repair:
         if any(name in self.draws for name, _ in one.outs):
             one = replace(one, ins=tuple(self._contiguous(name) for name in one.ins))
         self._append(one)
+
+    def _bools(self, one: Instruction) -> None:
+        """A list of bools, which torch cannot read back as a constant."""
+        name = one.outs[0][0]
+        values = re.findall(r"True|False|\d+", (one.attrs or "").partition("=")[2])
+        parts = [f"b{name}x{index}" for index in range(len(values))]
+        for part, text in zip(parts, values, strict=True):
+            self._append(number(part, text in ("True", "1")))
+        self._append(replace(one, kind="prim::ListConstruct", attrs=None, ins=tuple(parts)))
 
     def _contiguous(self, name: str) -> str:
         if self.types.get(name, "Tensor") != "Tensor":
@@ -169,7 +182,10 @@ class Repair:
         )
 
     def _with_numbers(self, one: Instruction) -> Instruction:
-        candidates = {i for i, name in enumerate(one.ins) if name in self.numbers}
+        # Operators that take numbers do not take bools; a bool tensor promotes nothing either.
+        candidates = {
+            i for i, name in enumerate(one.ins) if type(self.numbers.get(name)) in (int, float)
+        }
         if not candidates or one.kind.startswith("prim::"):
             return one
         if one.kind == "aten::sub" and candidates == {0}:

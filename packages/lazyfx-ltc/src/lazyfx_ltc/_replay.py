@@ -1,28 +1,36 @@
-"""The captured graph as something to call: guards, the program, and what goes back to the caller.
+"""What the user calls: a model with its captures, each for one kind of call.
 
-A call checks that it fits the capture, runs the program, writes mutated sources back, and puts the
-outputs together. Nothing is written before the program has returned: a call that raises has
-changed nothing.
+A call goes to the first capture whose guard it fits, the newest first. One that fits none is
+captured as well, or refused, as the user chose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
-from torch import fx, nn
+from torch import fx
 
-from ._outputs import place, place_shared
-from ._program import Program
-from ._specs import Constant, Contract, Fresh, Itself, Leaf, TensorSpec, ViewOf
-from ._state import State
-from ._torch_tracing import tree_unflatten
-from .errors import GradientError, GuardError
+from lazyfx_core import LazyGraphModule
+
+from ._aliases import Group
+from ._drawing import drawing
+from ._guards import Modes
+from ._make import capture, endless, request
+from ._one import Capture
+from ._session import LOCK, initialize
+from ._specs import TensorSpec
+from ._structure import Structure, flatten_call, unflatten
+from ._torch_tracing import is_fake
+from .errors import GuardError, InputError
+
+_LOGGER = logging.getLogger("lazyfx_ltc")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """What a :class:`CompiledGraph` does, for people. ``str()`` of it is a short report.
 
@@ -31,6 +39,7 @@ class Explanation:
         state: Each model tensor read at a call, described.
         mutated: Names of arguments and model tensors that a call writes.
         outputs: Each output leaf, described.
+        guards: What is checked at a call.
         operators: How often the program calls each operator.
         fallbacks: Operators outside the graph; empty, as capture refuses them.
     """
@@ -39,12 +48,13 @@ class Explanation:
     state: tuple[str, ...]
     mutated: tuple[str, ...]
     outputs: tuple[str, ...]
+    guards: tuple[str, ...]
     operators: dict[str, int]
     fallbacks: tuple[str, ...]
 
     def __str__(self) -> str:
         lines = []
-        for title in ("inputs", "state", "mutated", "outputs", "fallbacks"):
+        for title in ("inputs", "state", "mutated", "outputs", "guards", "fallbacks"):
             entries = getattr(self, title)
             lines.append(f"{title}: {len(entries)}")
             lines.extend(f"  {entry}" for entry in entries)
@@ -53,154 +63,153 @@ class Explanation:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class CompiledGraph:
-    """A model captured on torch's lazy device. Call it like the model, with tensors.
+    """A model captured on torch's lazy device. Call it like the model.
 
-    Made by :func:`lazyfx_ltc.extract_compiled_graph`; immutable; safe to call from several
-    threads. It owns its program and constants; the model's parameters and buffers are read from
-    the model at each call (so the model stays alive), and never copied.
+    Made by :func:`lazyfx_ltc.extract_compiled_graph`; safe to call from several threads. It owns
+    its programs and constants; the model's parameters and buffers are read from the model at each
+    call (so the model stays alive), and never copied.
 
     A call returns what eager returns: the same structure, numbers, dtypes, strides, aliasing. It
-    writes the arguments and buffers eager writes. It raises :class:`~lazyfx_ltc.GuardError`
-    before anything ran when the call does not fit the capture.
+    writes the arguments and buffers eager writes. A call that is unlike the captures (another
+    structure, shape, dtype, device, stride order or python value, train or eval mode, grad mode,
+    autocast) is captured as well; with ``on_mismatch="error"`` it raises
+    :class:`~lazyfx_ltc.GuardError` before anything ran.
 
-    Attributes:
-        graph: A copy of the graph that was captured.
-        input_specs: What each argument must look like.
-        device: The device type it computes on.
+    Pickles as its model and the kinds of calls it has captured; they are captured anew on loading.
     """
 
-    graph: fx.Graph
-    input_specs: tuple[TensorSpec, ...]
-    device: str
-    _state: State
-    _state_specs: tuple[TensorSpec, ...]
-    _names: tuple[str, ...]
-    _contract: Contract
-    _program: Program | None
-    _ir: str
-    _used: frozenset[int]
+    __slots__ = ("__weakref__", "_captures", "_device", "_graph", "_max", "_model", "_on_mismatch")
 
-    def __call__(self, *args: torch.Tensor) -> Any:
+    def __init__(
+        self,
+        model: fx.GraphModule,
+        graph: fx.Graph,
+        device: str,
+        captures: tuple[Capture, ...],
+        *,
+        on_mismatch: Literal["capture", "error"],
+        max_captures: int,
+    ) -> None:
+        self._model = model
+        self._graph = graph
+        self._device = device
+        self._captures = captures
+        self._on_mismatch = on_mismatch
+        self._max = max_captures
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the captured graph.
 
         Args:
-            *args: Tensors of exactly the shapes, dtypes, strides and device of the example
-                inputs. Those the model mutates are mutated.
+            *args: The model's arguments. Those the model mutates are mutated.
+            **kwargs: The same, by name.
 
         Returns:
             What the model returns, in the same structure.
 
         Raises:
-            GuardError: The call does not fit the capture.
+            GuardError: The call is unlike all captures, and ``on_mismatch`` is ``"error"``.
             GradientError: Grad mode is on, and an argument or parameter requires grad.
+            LtcError: The call cannot be captured, for the reasons that
+                :func:`lazyfx_ltc.extract_compiled_graph` lists.
         """
-        sources = self._guard(args)
-        contract, program = self._contract, self._program
-        fresh: list[torch.Tensor] = []
-        if program is not None:
-            inputs = [
-                constant if number is None else _lifted(sources[number])
-                for number, constant in zip(program.inputs, program.constants, strict=True)
-            ]
-            with torch.no_grad():
-                results = self._results(program, program.function(*inputs))
-                split = len(contract.fresh)
-                fresh = self._arrange(results[:split])
-                for number, value in zip(contract.written, results[split:], strict=True):
-                    target = sources[number]
-                    target.copy_(value if target.dim() else value.reshape(()))
-        leaves = [_leaf(described, sources, fresh) for described in contract.leaves]
-        return tree_unflatten(leaves, contract.structure)
+        try:
+            leaves, structure = flatten_call(args, kwargs)
+        except RecursionError as error:
+            raise endless(error) from error
+        modes = Modes.now(self._device)
+        for held in reversed(self._captures):
+            sources = held.guard.match(leaves, structure, modes)
+            if not isinstance(sources, str):
+                return held.run(sources)
+        return self._unlike(args, kwargs, leaves, structure, modes)
 
-    def _results(self, program: Program, returned: Any) -> list[torch.Tensor]:
-        """The program's results in order, those that must not be handed out as they are cloned."""
-        outputs = returned if isinstance(returned, tuple) else (returned,)
-        picked = [outputs[position] for position in program.results]
-        # Before anything is written: what leads to an input would change under the write.
-        results = [
-            value if own else value.clone() for value, own in zip(picked, program.own, strict=True)
-        ]
-        split = len(self._contract.fresh)
-        if split > 1:
-            # TorchScript may merge equal computations: two outputs must not share memory for it.
-            seen: set[int] = set()
-            for index in range(split):
-                address = results[index].untyped_storage().data_ptr()
-                if address in seen:
-                    results[index] = results[index].clone()
-                seen.add(address)
-        return results
-
-    def _arrange(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        specs = self._contract.fresh
-        arranged = [place(value, spec) for value, spec in zip(values, specs, strict=True)]
-        for group in self._contract.shared:
-            members = [arranged[slot] for slot in group.slots]
-            together = place_shared(members, [specs[slot] for slot in group.slots], group)
-            for slot, tensor in zip(group.slots, together, strict=True):
-                arranged[slot] = tensor
-        return arranged
-
-    def _guard(self, args: Sequence[Any]) -> list[torch.Tensor]:
-        if len(args) != len(self.input_specs):
+    def _unlike(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        leaves: Sequence[Any],
+        structure: Structure,
+        modes: Modes,
+    ) -> Any:
+        """A call that fits no capture."""
+        newest = self._captures[-1]
+        reason = newest.guard.match(leaves, structure, modes)
+        if modes.grad:
+            without = dataclasses.replace(modes, grad=False)
+            for held in reversed(self._captures):
+                sources = held.guard.match(leaves, structure, without)
+                if not isinstance(sources, str):
+                    held.refuse_gradients(sources)
+        if self._on_mismatch == "error":
             raise GuardError(
-                f"expected {len(self.input_specs)} arguments, as at capture, seen {len(args)};"
-                " pass the same number, or extract the graph again"
+                f"{reason}; call it as it was captured, extract the graph again, or extract it"
+                ' with on_mismatch="capture"'
             )
-        for index, (value, spec) in enumerate(zip(args, self.input_specs, strict=True)):
-            if type(value) is not torch.Tensor and type(value) is not nn.Parameter:
-                raise GuardError(
-                    f"{self._names[index]}: expected a torch.Tensor, seen"
-                    f" {type(value).__name__}; pass a plain tensor"
+        if any(map(is_fake, leaves)):
+            raise InputError(
+                "arguments: expected tensors with data, seen fake ones: they can be captured for,"
+                " with extract_compiled_graph, not computed with"
+            )
+        wanted = request(args, kwargs)
+        with LOCK:
+            for held in reversed(self._captures):  # another thread may have captured it meanwhile
+                sources = held.guard.match(wanted.leaves, structure, modes)
+                if not isinstance(sources, str):
+                    return held.run(sources)
+            _LOGGER.info("captured again: %s", reason)
+            made = capture(self._model, self._graph, wanted, self._device, modes)
+            if len(self._captures) == self._max:
+                _LOGGER.warning(
+                    "more than %d kinds of calls (max_captures): the oldest capture is dropped",
+                    self._max,
                 )
-            self._fits(index, value, spec)
-        state = self._state.read()
-        for index, (tensor, spec) in enumerate(
-            zip(state, self._state_specs, strict=True), start=len(args)
-        ):
-            self._fits(index, tensor, spec)
-        sources = [*args, *state]
-        if torch.is_autocast_enabled(self.device):
-            raise GuardError(
-                f"autocast: expected off for {self.device}, as at capture, seen on; leave the"
-                " autocast block, or trace the model under autocast with make_fx and extract that"
-            )
-        if torch.is_grad_enabled():
-            for index in self._used:
-                if sources[index].requires_grad:
-                    raise GradientError(
-                        f"{self._names[index]} requires grad and grad mode is on: expected a call"
-                        " without gradients, as a captured graph has no backward. Call it under"
-                        " torch.no_grad(), or detach what you pass in"
-                    )
-        if self._contract.written:
-            refuse_shared_writes(sources, self._contract.written, self._names, GuardError)
-        return sources
+            self._captures = (*self._captures, made)[-self._max :]
+        sources = made.guard.match(wanted.leaves, structure, modes)
+        if isinstance(sources, str):
+            raise GuardError(f"{sources}; the call changed while it was captured")
+        return made.run(sources)
 
-    def _fits(self, index: int, value: torch.Tensor, spec: TensorSpec) -> None:
-        if (
-            value.shape == spec.shape
-            and value.dtype is spec.dtype
-            and value.layout is torch.strided
-            and value.device == spec.device
-            and spec.same_layout(value.stride())
-        ):
-            return
-        seen = TensorSpec.of(value) if value.layout is torch.strided else value.layout
-        raise GuardError(
-            f"{self._names[index]}: expected {spec}, as at capture, seen {seen}; pass a tensor"
-            " like the example (contiguous() mends strides), or extract the graph again"
-        )
+    @property
+    def graph(self) -> fx.Graph:
+        """A copy of the graph that was captured; not to be changed."""
+        return self._graph
+
+    @property
+    def device(self) -> str:
+        """The device type it computes on."""
+        return self._device
+
+    @property
+    def captures(self) -> int:
+        """How many kinds of calls are captured."""
+        return len(self._captures)
+
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """What each tensor argument looks like, in the newest capture."""
+        leaves = self._captures[-1].guard.leaves
+        return tuple(leaf for leaf in leaves if isinstance(leaf, TensorSpec))
+
+    @property
+    def boxed(self) -> Callable[[list[Any]], Any]:
+        """It as a function of one list of arguments, which it empties, as AOTAutograd calls it."""
+        return _Boxed(self)
 
     def ir(self) -> str:
-        """The lazy IR as recorded, as text."""
-        return self._ir
+        """The lazy IR of the newest capture, as text."""
+        return self._captures[-1].ir
+
+    def dot(self) -> str:
+        """The program of the newest capture as a drawing, in Graphviz' notation."""
+        held = self._captures[-1]
+        return drawing(held.program, held.guard.source_names)
 
     def backend_ir(self) -> str:
-        """The program that a call runs, in TorchScript's notation."""
-        return self._program.text if self._program is not None else ""
+        """The program of the newest capture, in TorchScript's notation."""
+        program = self._captures[-1].program
+        return program.text if program is not None else ""
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -208,81 +217,103 @@ class CompiledGraph:
         return ()
 
     def explain(self) -> Explanation:
-        """What a call reads, computes, writes and returns."""
-        split = len(self.input_specs)
-        described = [
-            f"{name}: {spec}"
-            for name, spec in zip(self._names, (*self.input_specs, *self._state_specs), strict=True)
+        """What a call of the newest capture's kind checks, reads, computes, writes and returns."""
+        held = self._captures[-1]
+        guard, split = held.guard, len(held.guard.leaves)
+        looks = [
+            f"{name}: {one if isinstance(one, TensorSpec) else repr(one)}"
+            for name, one in zip(guard.names, (*guard.leaves, *guard.state_specs), strict=False)
         ]
+        names = guard.source_names
         return Explanation(
-            inputs=tuple(described[:split]),
-            state=tuple(described[split:]),
-            mutated=tuple(self._names[number] for number in self._contract.written),
-            outputs=tuple(self._describe(leaf) for leaf in self._contract.leaves),
-            operators=dict(self._program.calls) if self._program is not None else {},
+            inputs=tuple(looks[:split]),
+            state=tuple(looks[split:]),
+            mutated=tuple(names[number] for number in held.contract.written),
+            outputs=tuple(held.describe(leaf) for leaf in held.contract.leaves),
+            guards=guard.describe(),
+            operators=dict(held.program.calls) if held.program is not None else {},
             fallbacks=self.fallbacks,
         )
 
-    def _describe(self, leaf: Leaf) -> str:
-        if isinstance(leaf, Constant):
-            return f"constant {leaf.value!r}"
-        if isinstance(leaf, Itself):
-            return f"{self._names[leaf.source]} itself"
-        if isinstance(leaf, ViewOf):
-            return f"a view of {self._names[leaf.source]}, {list(leaf.size)}"
-        return str(self._contract.fresh[leaf.slot])
-
     def __repr__(self) -> str:
-        operators = sum(self._program.calls.values()) if self._program is not None else 0
+        held = self._captures[-1]
+        operators = sum(held.program.calls.values()) if held.program is not None else 0
         return (
-            f"CompiledGraph({len(self.input_specs)} arguments,"
-            f" {len(self._state_specs)} model tensors, {operators} operators,"
-            f" {len(self._contract.leaves)} outputs, {self.device})"
+            f"CompiledGraph({held.guard.structure.count} arguments,"
+            f" {len(held.guard.state_specs)} model tensors, {operators} operators,"
+            f" {len(held.contract.leaves)} outputs, {self._device}, {self.captures} captures)"
         )
 
-
-def _lifted(tensor: torch.Tensor) -> torch.Tensor:
-    """Zero-dimensional sources enter the program as one element; see ``_capture.py``."""
-    return tensor if tensor.dim() else tensor.reshape(1)
-
-
-def _leaf(described: Leaf, sources: Sequence[torch.Tensor], fresh: Sequence[torch.Tensor]) -> Any:
-    if isinstance(described, Fresh):
-        return fresh[described.slot]
-    if isinstance(described, Itself):
-        return sources[described.source]
-    if isinstance(described, Constant):
-        return described.value
-    source = sources[described.source]
-    offset = source.storage_offset() + described.offset
-    return source.as_strided(described.size, described.stride, offset)
+    def __reduce__(self) -> tuple[Any, ...]:
+        kinds = []
+        for held in self._captures:
+            guard = held.guard
+            leaves = [_Look(one) if isinstance(one, TensorSpec) else one for one in guard.leaves]
+            kinds.append((*unflatten(leaves, guard.structure), guard.modes, guard.groups))
+        # Lazy modules pickle their graph as it is; a plain one would be traced again.
+        model = LazyGraphModule(self._model, self._graph, type(self._model).__name__)
+        model.train(self._model.training)
+        return _restore, (model, tuple(kinds), self._on_mismatch, self._max)
 
 
-def refuse_shared_writes(
-    sources: Sequence[torch.Tensor],
-    written: Sequence[int],
-    names: Sequence[str],
-    error: type[Exception],
-) -> None:
-    """Refuse a written source that shares memory with another source, or with itself.
+class _Boxed:
+    """Calls a compiled graph with a list, which is emptied so that nothing keeps its tensors."""
 
-    The program computes each on its own, so that a write to one would not show in the other.
-    """
-    owners: dict[int, int] = {}
-    for number, tensor in enumerate(sources):
-        if tensor.numel():
-            address = tensor.untyped_storage().data_ptr()
-            first = owners.setdefault(address, number)
-            if first != number and (first in written or number in written):
-                raise error(
-                    f"{names[number]} shares memory with {names[first]}, and the model writes to"
-                    " one of them: expected separate memory; pass a clone()"
-                )
-    for number in written:
-        tensor = sources[number]
-        pairs = zip(tensor.shape, tensor.stride(), strict=True)
-        if any(size > 1 and stride == 0 for size, stride in pairs):
-            raise error(
-                f"{names[number]} is an expanded tensor, and the model writes to it: expected"
-                " memory of its own for each element; pass a clone()"
-            )
+    _boxed_call = True
+
+    def __init__(self, compiled: CompiledGraph) -> None:
+        self._compiled = compiled
+
+    def __call__(self, args: list[Any]) -> Any:
+        taken = tuple(args)
+        args.clear()
+        return self._compiled(*taken)
+
+
+class _Look:
+    """Stands in a pickle for a tensor of this look."""
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.spec = spec
+
+    def example(self) -> torch.Tensor:
+        spec = self.spec
+        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device)
+
+
+def _examples(leaves: tuple[Any, ...], groups: tuple[Group, ...]) -> tuple[Any, ...]:
+    """Tensors of the looks among ``leaves``, sharing memory as arguments did."""
+    looks = [one.spec for one in leaves if isinstance(one, _Look)]
+    made = [_Look(spec).example() for spec in looks]
+    for group in groups:
+        if max(group.members) >= len(looks):
+            continue  # shared with a tensor of the model; the first such call is captured again
+        spec = looks[group.members[0]]
+        whole = torch.empty(group.numel, dtype=spec.dtype, device=spec.device)
+        for number, offset in zip(group.members, group.offsets, strict=True):
+            made[number] = whole.as_strided(looks[number].shape, looks[number].stride, offset)
+    remaining = iter(made)
+    return tuple(next(remaining) if isinstance(one, _Look) else one for one in leaves)
+
+
+def _restore(
+    model: fx.GraphModule,
+    kinds: tuple[tuple[tuple[Any, ...], dict[str, Any], Modes, tuple[Group, ...]], ...],
+    on_mismatch: Literal["capture", "error"],
+    max_captures: int,
+) -> CompiledGraph:
+    """Capture again what a pickle lists."""
+    device = initialize()
+    captures = []
+    for args, kwargs, modes, groups in kinds:
+        wanted = request(args, kwargs)
+        wanted = dataclasses.replace(wanted, leaves=_examples(wanted.leaves, groups))
+        captures.append(capture(model, model.graph, wanted, device, modes))
+    return CompiledGraph(
+        model,
+        model.graph,
+        device,
+        tuple(captures),
+        on_mismatch=on_mismatch,
+        max_captures=max_captures,
+    )

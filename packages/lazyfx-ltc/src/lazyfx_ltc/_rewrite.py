@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from lazyfx_core import require_graph_module
 
+from ._batch_norm import BATCH_NORMS
 from ._torch_tracing import device_constructors
 
 _LAZY = torch.device("lazy")
@@ -130,6 +131,10 @@ class LazyDevices(TorchFunctionMode):
             args = _redirect_transfer(args)
         elif func in (torch.Tensor.cpu, torch.Tensor.cuda):
             return torch.Tensor.to(args[0], _LAZY)
+        elif func in BATCH_NORMS:
+            normalised = BATCH_NORMS[func](*args, **keywords)
+            if normalised is not NotImplemented:
+                return normalised
         elif func in device_constructors() and not _names_device((*args, *keywords.values())):
             keywords["device"] = _LAZY
         return func(*args, **keywords)

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from lazyfx_core import LazyGraphModule
 
+from ._signature import placeholder_values
+from ._state import referenced
 from .errors import CaptureError
 
-# What GraphModule keeps for its own code generation; the rest belongs to the user's model.
-_GENERATED = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start", "forward"})
+# What makes a module one; of the rest, only what the graph refers to is copied.
+_TABLES = frozenset(vars(nn.Module()))
 _OURS = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -45,6 +48,16 @@ class Runner(fx.Interpreter):
         """The returned value with the lists and dicts that generated code would build."""
         return _plain(super().output(target, args, kwargs))
 
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the model returns for a call.
+
+        Raises:
+            InputError: The arguments do not fit its signature.
+        """
+        values = placeholder_values(self.copied.graph, args, kwargs)
+        result = self.run(*values, enable_io_processing=False)
+        return self.copied.graph.process_outputs(result)
+
     def where(self) -> str:
         """The current node in words, with the user's line where tracing kept it."""
         node = self.node
@@ -55,11 +68,13 @@ class Runner(fx.Interpreter):
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, list):
+    """``value`` without the immutable containers that fx puts into a graph's arguments."""
+    kind = type(value)
+    if kind in (list, immutable_list):
         return [_plain(item) for item in value]
-    if isinstance(value, dict):
+    if kind in (dict, immutable_dict):
         return {key: _plain(item) for key, item in value.items()}
-    if type(value) is tuple:
+    if kind is tuple:
         return tuple(_plain(item) for item in value)
     if isinstance(value, tuple) and hasattr(value, "_make"):
         return value._make(_plain(item) for item in value)
@@ -91,9 +106,11 @@ def user_line(error: BaseException | None = None) -> str:
     return ""
 
 
-def _refuse_hooks(model: nn.Module) -> None:
+def _refuse_hooks(model: nn.Module, names: frozenset[str]) -> None:
     kinds = ("_forward_hooks", "_forward_pre_hooks")
     for path, module in model.named_modules():
+        if path and path.partition(".")[0] not in names:
+            continue
         if any(getattr(module, kind, None) for kind in kinds):
             who = f"submodule {path!r}" if path else "the model"
             raise CaptureError(
@@ -102,24 +119,31 @@ def _refuse_hooks(model: nn.Module) -> None:
             )
 
 
-def stand_in(model: fx.GraphModule, replacements: Mapping[int, torch.Tensor]) -> Runner:
+def stand_in(model: nn.Module, graph: fx.Graph, replacements: Mapping[int, torch.Tensor]) -> Runner:
     """Copy a model with other tensors in place of its own.
 
     Args:
-        model: The model; not changed. Its tensors are not copied, everything else is.
+        model: The model; not changed. Its tensors are not copied, everything else that the graph
+            refers to is.
+        graph: What to run; copied.
         replacements: The replacement of each tensor of the model, by ``id``.
 
     Raises:
         CaptureError: The model has forward hooks, or something in it cannot be copied.
     """
-    _refuse_hooks(model)
+    names = referenced(graph)
+    _refuse_hooks(model, names)
     memo: dict[int, Any] = dict(replacements)
-    attributes = {key: value for key, value in vars(model).items() if key not in _GENERATED}
+    attributes = {
+        key: value for key, value in vars(model).items() if key in names or key in _TABLES
+    }
+    for table in ("_parameters", "_buffers", "_modules"):
+        attributes[table] = {k: v for k, v in attributes[table].items() if k in names}
     root = nn.Module()
     try:
         root.__dict__.update(copy.deepcopy(attributes, memo))
         # Lazy: the copy is edited and interpreted, nobody ever needs its code.
-        copied = LazyGraphModule(root, copy.deepcopy(model.graph))
+        copied = LazyGraphModule(root, copy.deepcopy(graph))
     except (TypeError, RuntimeError, AttributeError) as error:
         raise CaptureError(
             f"the model cannot be copied for capture ({type(error).__name__}: {error}); every"

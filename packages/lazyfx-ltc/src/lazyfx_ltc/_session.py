@@ -17,6 +17,7 @@ import threading
 import torch
 
 from . import _torch_lazy
+from ._torch_tracing import without_modes
 from .errors import SessionError
 
 _VARIABLE = "LTC_TS_CUDA"
@@ -46,8 +47,9 @@ def initialize(device: str | None = None) -> str:
     with LOCK:
         current = _session.get("device")
         if current is None:
-            current = _start(device)
-            _self_test(current)
+            with without_modes(), torch.inference_mode(False), torch.no_grad():
+                current = _start(device)
+                _self_test(current)
             _session["device"] = current
         if device is not None and device != current:
             raise SessionError(
@@ -91,23 +93,21 @@ def _start(device: str | None) -> str:
 
 def _self_test(device: str) -> None:
     """Check the order of graph inputs on graphs where every wrong order gives other numbers."""
-    with torch.inference_mode(False), torch.no_grad():
-        real = [torch.tensor([2.0, 3.0], device=device) * (10**power) for power in range(3)]
-        a, b, c = (tensor.to("lazy") for tensor in real)
-        for roots in ([c - b, a / c], [b / a, a - c, b], [(c / b) - a]):
-            ids, values = _torch_lazy.device_data(roots)
-            text = _torch_lazy.backend_text(roots)
-            if text.partition("):")[0].count(" : Tensor") != len(ids):
-                raise _unexpected("the number of graph inputs")
-            known = {
-                _torch_lazy.tensor_id(lazy): value
-                for lazy, value in zip((a, b, c), real, strict=True)
-            }
-            if any(
-                one in known and not torch.equal(value, known[one])
-                for one, value in zip(ids, values, strict=True)
-            ):
-                raise _unexpected("the order of graph inputs")
+    real = [torch.tensor([2.0, 3.0], device=device) * (10**power) for power in range(3)]
+    a, b, c = (tensor.to("lazy") for tensor in real)
+    for roots in ([c - b, a / c], [b / a, a - c, b], [(c / b) - a]):
+        ids, values = _torch_lazy.device_data(roots)
+        text = _torch_lazy.backend_text(roots)
+        if text.partition("):")[0].count(" : Tensor") != len(ids):
+            raise _unexpected("the number of graph inputs")
+        known = {
+            _torch_lazy.tensor_id(lazy): value for lazy, value in zip((a, b, c), real, strict=True)
+        }
+        if any(
+            one in known and not torch.equal(value, known[one])
+            for one, value in zip(ids, values, strict=True)
+        ):
+            raise _unexpected("the order of graph inputs")
 
 
 def _unexpected(what: str) -> SessionError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from torch.utils._pytree import TreeSpec
+    from ._structure import Structure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +63,13 @@ class Itself:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewOf:
-    """An output that is a view of a source; ``offset`` counts elements from the source's own."""
+    """An output that is a view of a source; ``offset`` counts elements from the source's own.
+
+    ``detached``: no gradient flows back through it, even if the source requires one.
+    """
 
     source: int
+    detached: bool
     size: torch.Size
     stride: tuple[int, ...]
     offset: int
@@ -100,12 +104,12 @@ class Contract:
         fresh: Description of each computed output, by slot.
         shared: Groups of fresh outputs that share memory with each other.
         written: Numbers of the sources that the call writes to, ascending.
-        operators: How many operators one call runs.
+        trace: The operators that one call runs, in order.
     """
 
-    structure: TreeSpec
+    structure: Structure
     leaves: tuple[Leaf, ...]
     fresh: tuple[TensorSpec, ...]
     shared: tuple[Shared, ...] = field(default=())
     written: tuple[int, ...] = field(default=())
-    operators: int
+    trace: tuple[str, ...]

@@ -4,6 +4,8 @@ A captured graph must see ``weight.add_(1)``, ``load_state_dict``, ``weight.data
 ``module.weight = nn.Parameter(...)``. So a :class:`Binding` remembers *where* a tensor lives (the
 dictionary of the module that owns it, and the key) and looks there at each call.
 
+Only what the graph can reach counts: attributes of the model that no node names are not its.
+
 A tensor reachable under several names (tied weights) is one source; the replay checks that the
 names still lead to one object. Submodules are remembered too: one that was replaced, or switched
 between train and eval mode, since capture makes the call fail with a ``GuardError``.
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from .errors import GuardError
 
@@ -89,6 +91,18 @@ class State:
                 )
         return values
 
+    def describe(self) -> tuple[str, ...]:
+        """What :meth:`read` checks, a line each."""
+        lines = [f"the model: {'train' if self.root_training else 'eval'} mode"]
+        for name, _, _, module, training in self.modules:
+            lines.append(
+                f"submodule {name!r}: this {type(module).__name__}, in"
+                f" {'train' if training else 'eval'} mode"
+            )
+        for number, binding in self.ties:
+            lines.append(f"model tensor {binding.name!r}: is {self.tensors[number].name!r}")
+        return tuple(lines)
+
 
 def _mode_changed(who: str, training: bool) -> GuardError:
     was, now = ("train", "eval") if training else ("eval", "train")
@@ -99,21 +113,35 @@ def _mode_changed(who: str, training: bool) -> GuardError:
     )
 
 
-def _places(model: nn.Module) -> Iterator[Binding]:
+def referenced(graph: fx.Graph) -> frozenset[str]:
+    """The names of the model's own attributes that a graph refers to, through whatever path."""
+    nodes = (node for node in graph.nodes if node.op in ("get_attr", "call_module"))
+    return frozenset(str(node.target).partition(".")[0] for node in nodes)
+
+
+def _reachable(model: nn.Module, names: frozenset[str]) -> Iterator[tuple[str, nn.Module]]:
+    """The model and its submodules with their paths, but only those under ``names``."""
     for path, module in model.named_modules():
+        if not path or path.partition(".")[0] in names:
+            yield path, module
+
+
+def _places(model: nn.Module, names: frozenset[str]) -> Iterator[Binding]:
+    for path, module in _reachable(model, names):
         prefix = f"{path}." if path else ""
         for owner in (module._parameters, module._buffers, module.__dict__):
             for key, value in owner.items():
-                if isinstance(value, torch.Tensor):
+                if isinstance(value, torch.Tensor) and (path or key in names):
                     yield Binding(name=prefix + key, owner=owner, key=key)
 
 
-def bind_state(model: nn.Module) -> State:
-    """Find every tensor attribute of a model and of its submodules."""
+def bind_state(model: nn.Module, graph: fx.Graph) -> State:
+    """Find every tensor attribute, of a model and its submodules, that a graph can reach."""
+    names = referenced(graph)
     numbers: dict[int, int] = {}
     tensors: list[Binding] = []
     ties: list[tuple[int, Binding]] = []
-    for binding in _places(model):
+    for binding in _places(model, names):
         number = numbers.setdefault(id(binding.read()), len(tensors))
         if number == len(tensors):
             tensors.append(binding)
@@ -121,9 +149,9 @@ def bind_state(model: nn.Module) -> State:
             ties.append((number, binding))
     modules = tuple(
         (f"{path}.{key}" if path else key, parent._modules, key, child, child.training)
-        for path, parent in model.named_modules()
+        for path, parent in _reachable(model, names)
         for key, child in parent._modules.items()
-        if child is not None
+        if child is not None and (path or key in names)
     )
     return State(
         tensors=tuple(tensors),

@@ -7,11 +7,13 @@ when the first capture needs them, not with the package: they pull in sympy.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode as _UntypedDispatchMode
 
@@ -26,12 +28,17 @@ __all__ = [
     "data_dependent_errors",
     "device_constructors",
     "fake_mode",
+    "is_fake",
+    "make_fx",
     "op_name",
+    "pytree_input_spec",
     "schema_arguments",
     "schema_writes",
     "storage_key",
     "tree_flatten",
+    "tree_paths",
     "tree_unflatten",
+    "without_modes",
 ]
 
 
@@ -69,6 +76,31 @@ def device_constructors() -> frozenset[Any]:
 def fake_mode() -> Any:
     """A fresh fake-tensor mode: shapes, dtypes, strides and aliasing without data."""
     return _module("torch._subclasses.fake_tensor").FakeTensorMode(allow_non_fake_inputs=False)
+
+
+def is_fake(value: Any) -> bool:
+    """Whether a value is a fake tensor. Imports nothing."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and isinstance(value, module.FakeTensor)
+
+
+def without_modes() -> Any:
+    """A context in which no dispatch mode of the caller's (fake tensors, tracing) is active."""
+    return _module("torch.utils._python_dispatch")._disable_current_modes()
+
+
+def make_fx(function: Callable[..., Any], table: Any) -> Callable[..., fx.GraphModule]:
+    """Trace a function to operators on fake tensors of its arguments, taken apart by ``table``."""
+    tracer: Callable[..., fx.GraphModule] = _module("torch.fx.experimental.proxy_tensor").make_fx(
+        function, decomposition_table=table, tracing_mode="fake"
+    )
+    return tracer
+
+
+def pytree_input_spec(graph: fx.Graph) -> TreeSpec | None:
+    """The structure of the arguments, if the graph's code takes nested ones apart; else None."""
+    info = getattr(graph._codegen, "pytree_info", None)
+    return None if info is None else info.in_spec
 
 
 def data_dependent_errors() -> tuple[type[Exception], ...]:
@@ -115,12 +147,20 @@ def schema_writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
 
 def tree_flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
     """Leaves and structure of nested tuples, lists, dicts, namedtuples and registered types."""
-    return pytree.tree_flatten(tree)
+    # torch takes a torch.Size apart, and makes a tuple of it.
+    return pytree.tree_flatten(tree, is_leaf=lambda value: type(value) is torch.Size)
 
 
 def tree_unflatten(leaves: list[Any], spec: TreeSpec) -> Any:
     """The inverse of :func:`tree_flatten`."""
     return pytree.tree_unflatten(leaves, spec)
+
+
+def tree_paths(spec: TreeSpec) -> list[tuple[str, ...]]:
+    """For each leaf of a structure the keys that lead to it."""
+    tree = pytree.tree_unflatten(range(spec.num_leaves), spec)
+    found, _ = pytree.tree_flatten_with_path(tree)
+    return [tuple(str(key) for key in path) for path, _ in found]
 
 
 def core_decompositions() -> dict[Any, Callable[..., Any]]:

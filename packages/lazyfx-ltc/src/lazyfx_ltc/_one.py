@@ -1,0 +1,150 @@
+"""One capture: a program, what a call must be like, and what goes back to the caller.
+
+Nothing is written before the program has returned: a call that raises has changed nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ._aliases import flat
+from ._guards import Guard, why_not_writable
+from ._outputs import place, place_shared
+from ._program import Program
+from ._specs import Constant, Contract, Fresh, Itself, Leaf, ViewOf
+from ._structure import unflatten
+from .errors import GradientError, GuardError
+
+_NOTHING: Any = contextlib.nullcontext()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class Capture:
+    """Immutable; safe to run from several threads. Owns its program and constants.
+
+    Attributes:
+        guard: What a call must be like.
+        device: The device type it computes on.
+        contract: What a call does.
+        program: Computes it; None where there is nothing to compute.
+        ir: The lazy IR as recorded.
+        used: Numbers of the sources that a gradient would flow through.
+    """
+
+    guard: Guard
+    device: str
+    contract: Contract
+    program: Program | None
+    ir: str
+    used: frozenset[int]
+
+    def run(self, sources: list[torch.Tensor]) -> Any:
+        """Run the program on the sources of a call that fits the guard; write, and return.
+
+        Raises:
+            GradientError: Grad mode is on, and a source requires grad.
+            GuardError: A source that is written is an expanded tensor.
+        """
+        contract, program, guard = self.contract, self.program, self.guard
+        if torch.is_grad_enabled():
+            self.refuse_gradients(sources)
+        if contract.written:
+            reason = why_not_writable(
+                sources, [n for n in contract.written if n < len(sources)], guard.names
+            )
+            if reason is not None:
+                raise GuardError(reason)
+        sources += [flat(sources, group) for group in guard.groups]
+        fresh: list[torch.Tensor] = []
+        if program is not None:
+            inputs = [
+                constant if number is None else _lifted(sources[number])
+                for number, constant in zip(program.inputs, program.constants, strict=True)
+            ]
+            autocast = guard.modes.autocast is not None
+            with (
+                torch.no_grad(),
+                torch.autocast(self.device, enabled=False) if autocast else _NOTHING,
+            ):
+                results = self._results(program, program.function(*inputs))
+                split = len(contract.fresh)
+                fresh = self._arrange(results[:split])
+                for number, value in zip(contract.written, results[split:], strict=True):
+                    target = sources[number]
+                    target.copy_(value if target.dim() else value.reshape(()))
+        leaves = [_leaf(described, sources, fresh) for described in contract.leaves]
+        return unflatten(leaves, contract.structure)
+
+    def refuse_gradients(self, sources: Sequence[torch.Tensor]) -> None:
+        """Raise if the results of a call under grad mode would have to carry gradients."""
+        for index in self.used:
+            if index < len(sources) and sources[index].requires_grad:
+                raise GradientError(
+                    f"{self.guard.source_names[index]} requires grad and grad mode is on: expected"
+                    " a call without gradients, as a captured graph has no backward. Call it under"
+                    " torch.no_grad(), or detach what you pass in"
+                )
+
+    def _results(self, program: Program, returned: Any) -> list[torch.Tensor]:
+        """The program's results in order, those that must not be handed out as they are cloned."""
+        outputs = returned if isinstance(returned, tuple) else (returned,)
+        picked = [outputs[position] for position in program.results]
+        # Before anything is written: what leads to an input would change under the write.
+        results = [
+            value if own else value.clone() for value, own in zip(picked, program.own, strict=True)
+        ]
+        split = len(self.contract.fresh)
+        if split > 1:
+            # TorchScript may merge equal computations: two outputs must not share memory for it.
+            seen: set[int] = set()
+            for index in range(split):
+                address = results[index].untyped_storage().data_ptr()
+                if address in seen:
+                    results[index] = results[index].clone()
+                seen.add(address)
+        return results
+
+    def _arrange(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        specs = self.contract.fresh
+        arranged = [place(value, spec) for value, spec in zip(values, specs, strict=True)]
+        for group in self.contract.shared:
+            members = [arranged[slot] for slot in group.slots]
+            together = place_shared(members, [specs[slot] for slot in group.slots], group)
+            for slot, tensor in zip(group.slots, together, strict=True):
+                arranged[slot] = tensor
+        return arranged
+
+    def describe(self, leaf: Leaf) -> str:
+        """An output in words."""
+        names = self.guard.source_names
+        if isinstance(leaf, Constant):
+            return f"constant {leaf.value!r}"
+        if isinstance(leaf, Itself):
+            return f"{names[leaf.source]} itself"
+        if isinstance(leaf, ViewOf):
+            return f"a view of {names[leaf.source]}, {list(leaf.size)}"
+        return str(self.contract.fresh[leaf.slot])
+
+
+def _lifted(tensor: torch.Tensor) -> torch.Tensor:
+    """Zero-dimensional sources enter the program as one element; see ``_capture.py``."""
+    return tensor if tensor.dim() else tensor.reshape(1)
+
+
+def _leaf(described: Leaf, sources: Sequence[torch.Tensor], fresh: Sequence[torch.Tensor]) -> Any:
+    if isinstance(described, Fresh):
+        return fresh[described.slot]
+    if isinstance(described, Itself):
+        return sources[described.source]
+    if isinstance(described, Constant):
+        return described.value
+    source = sources[described.source]
+    if described.detached:
+        source = source.detach()
+    offset = source.storage_offset() + described.offset
+    return source.as_strided(described.size, described.stride, offset)
