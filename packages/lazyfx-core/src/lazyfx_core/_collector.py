@@ -10,8 +10,8 @@ The collector belongs to the whole process, so nothing here may leave it off. Ea
 on again if it found it on; one that finds it off, in another thread's pause, leaves that to the
 other. There is no lock, which an interrupt could leave locked: threads that overlap may at worst
 see the collector run. A pause ends when it dies, too, since Ctrl-C may come between any two lines,
-and in the child of a process that forks meanwhile. Only a thread that calls ``gc.disable()`` itself,
-just then, finds it on again.
+and in the child of a process that forks meanwhile. Only a thread that calls ``gc.disable()``
+itself, just then, finds it on again.
 """
 
 from __future__ import annotations
