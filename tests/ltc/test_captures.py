@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from torch import fx, nn
-from torch._functorch.aot_autograd import aot_function, make_boxed_compiler
+from torch._functorch.aot_autograd import aot_function, aot_module, make_boxed_compiler
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -368,6 +368,74 @@ def test_a_pickle_brings_back_the_kinds_of_calls_and_the_weights() -> None:
             torch.save(compiled, file)
             file.seek(0)
             torch.testing.assert_close(torch.load(file, weights_only=False)(X), gm(X))
+
+
+def test_a_pickle_remembers_which_arguments_shared_memory() -> None:
+    compiled = ltc.extract_compiled_graph(
+        fx.symbolic_trace(rolled), (lambda x: (x, x.t()))(torch.zeros(4, 4)), on_mismatch="error"
+    )
+    back = pickle.loads(pickle.dumps(compiled))
+    x = torch.randn(4, 4)
+    twin = x.clone()
+    torch.testing.assert_close(back(x, x.t()), rolled(twin, twin.t()))
+    torch.testing.assert_close(x, twin)
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()),
+            *(nn.Linear(4 * 25, 6), nn.LayerNorm(6)),
+        )
+
+    def forward(self, x: Any) -> Any:
+        return self.layers(x)
+
+
+def test_a_network_with_normalisation_trains_as_in_eager() -> None:
+    model = Convolutions()
+    twin = copy.deepcopy(model)
+
+    def compiler(gm: fx.GraphModule, examples: Any) -> Any:
+        return ltc.extract_compiled_graph(gm, examples).boxed
+
+    ours = aot_module(
+        model, fw_compiler=compiler, bw_compiler=compiler, decompositions=ltc.decompositions()
+    )
+    optimizers = [torch.optim.SGD(one.parameters(), 0.1) for one in (model, twin)]
+    for _ in range(3):
+        x = torch.randn(2, 3, 5, 5)
+        for module, optimizer in zip((ours, twin), optimizers, strict=True):
+            optimizer.zero_grad()
+            module(x).square().mean().backward()
+            optimizer.step()
+        torch.testing.assert_close(model.state_dict(), twin.state_dict())
+
+
+def test_the_first_capture_of_a_process_may_be_inside_a_fake_mode(alone: Any) -> None:
+    done = alone("""
+import torch, lazyfx_ltc as ltc
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+with FakeTensorMode(), torch.inference_mode():
+    compiled = ltc.extract_compiled_graph(fx.symbolic_trace(lambda a: a + 1), (torch.ones(3),))
+assert torch.equal(compiled(torch.ones(3)), torch.full((3,), 2.0))
+""")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("change", ["set_", "data"])
+def test_other_memory_under_an_argument_is_refused(change: str) -> None:
+    def model(a: Any, b: Any) -> Any:
+        if change == "set_":
+            a.set_(b)
+        else:
+            a.data = b
+        return a + 1
+
+    with pytest.raises(ltc.CaptureError, match="memory"):
+        ltc.extract_compiled_graph(traced(model, "a", "b"), (X.clone(), X.clone()))
 
 
 def test_a_dropped_capture_frees_all_it_held() -> None:

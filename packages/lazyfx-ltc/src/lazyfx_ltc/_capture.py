@@ -29,6 +29,7 @@ from ._aliases import Group
 from ._contract import MAX_OPERATORS, draws, host_read
 from ._fallback import calls_that_leave, lowers
 from ._lower import LOWERED_HERE, is_table
+from ._queries import Answered
 from ._rewrite import LazyDevices, force_lazy_device
 from ._run import Runner, user_line
 from ._specs import Contract, Fresh
@@ -246,7 +247,9 @@ def record(subject: Subject, contract: Contract, groups: Sequence[Group] = ()) -
         recorder = _Recorder(runner, subject.device)
         try:
             with torch.set_grad_enabled(subject.grad):
-                result = _run(runner, recorder, *subject.arguments([seen for _, seen in sources]))
+                seen = [view for _, view in sources]
+                answered = Answered(runner, contract.answers, subject.place)
+                result = _run(runner, recorder, answered, *subject.arguments(seen))
             if recorder.must_not_miss:
                 raise recorder.fallback()
             outputs = _fresh_outputs(flatten(result)[0], contract)
@@ -261,11 +264,16 @@ def record(subject: Subject, contract: Contract, groups: Sequence[Group] = ()) -
 
 
 def _run(
-    runner: Runner, recorder: _Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]
+    runner: Runner,
+    recorder: _Recorder,
+    answered: Answered,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
 ) -> Any:
     try:
-        with LazyDevices(), recorder:
-            return runner.call(args, kwargs)
+        with LazyDevices(), recorder, answered:
+            result = runner.call(args, kwargs)
+        answered.check()
     except LtcError:
         raise
     except Exception as error:  # whatever the backend or the model raises
@@ -275,6 +283,7 @@ def _run(
             f"{runner.where()} failed on torch's lazy device{user_line(error)}:"
             f" {type(error).__name__}: {error}"
         ) from error
+    return result
 
 
 def _fresh_outputs(leaves: Sequence[Any], contract: Contract) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ that way the answer does not depend on an accident of the example inputs.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch import fx, nn
 
 from ._aliases import Group
 from ._describe import describe
+from ._queries import Asked, ModesAsked
 from ._run import AttributeWatch, Runner, user_line
 from ._specs import Contract, TensorSpec
-from ._structure import flatten
+from ._structure import Structure, flatten
 from ._subject import Subject
 from ._torch_tracing import (
     TorchDispatchMode,
@@ -159,6 +161,17 @@ class _Observer(TorchDispatchMode):
             )
 
 
+def _refuse_changed_containers(
+    before: tuple[list[Any], Structure], after: tuple[list[Any], Structure], names: Sequence[str]
+) -> None:
+    same = before[1] == after[1] and all(map(operator.is_, before[0], after[0]))
+    if not same:
+        raise CaptureError(
+            f"the model changes a container that it is given ({', '.join(names) or 'no tensors'}):"
+            " a replay would not do that to the caller's; change a copy of it, and return that"
+        )
+
+
 def _refuse_changes_of_requires_grad(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op == "call_method" and node.target in ("requires_grad_", "detach_"):
@@ -219,10 +232,21 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
     runner = subject.runner(fakes)
     watch = AttributeWatch(runner.copied)
     observer = _Observer(runner, subject.device, fakes)
+    asked = Asked(runner, observer.source_storages)
+    modes = ModesAsked()
+    args, kwargs = subject.arguments(fakes)
+    given = flatten((args, kwargs))
     try:
         # In this order: leaving inference mode switches grad mode on.
-        with torch.inference_mode(False), torch.set_grad_enabled(subject.grad), mode, observer:
-            result = runner.call(*subject.arguments(fakes))
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(subject.grad),
+            mode,
+            observer,
+            asked,
+            modes,
+        ):
+            result = runner.call(args, kwargs)
     except LtcError:
         raise
     except data_dependent_errors() as error:
@@ -233,6 +257,7 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
             f" inputs{user_line(error)}: {type(error).__name__}: {error}"
         ) from error
     watch.check()
+    _refuse_changed_containers(given, flatten((args, kwargs)), subject.names)
     _refuse_metadata_changes(fakes, before, subject.names)
     leaves, structure = flatten(result)
     described, fresh, shared = describe(leaves, fakes)
@@ -249,6 +274,8 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
         shared=shared,
         written=written,
         trace=tuple(observer.trace),
+        answers=tuple(asked.answers),
+        modes_asked=frozenset(modes.asked),
     )
 
 

@@ -40,12 +40,14 @@ class Modes:
     Attributes:
         grad: Whether operations are recorded for a backward pass; None: it makes no difference. A
             capture has no backward, but the model's python code may ask.
+        inference: Whether inference mode is on; None: it makes no difference.
         autocast: The dtype that autocast computes in, None if it is off.
         default_dtype: What factories make.
     """
 
     grad: bool | None
     autocast: torch.dtype | None
+    inference: bool | None
     default_dtype: torch.dtype
 
     @classmethod
@@ -53,6 +55,7 @@ class Modes:
         """Those of the current thread."""
         return cls(
             grad=torch.is_grad_enabled(),
+            inference=torch.is_inference_mode_enabled(),
             autocast=torch.get_autocast_dtype(device)
             if torch.is_autocast_enabled(device)
             else None,
@@ -69,6 +72,9 @@ class Modes:
         if self.grad is not None and self.grad is not now.grad:
             was, seen = ("on" if mode.grad else "off" for mode in (self, now))
             return f"grad mode: expected {was}, as at capture, seen {seen}"
+        if self.inference is not None and self.inference is not now.inference:
+            was, seen = ("on" if mode.inference else "off" for mode in (self, now))
+            return f"inference mode: expected {was}, as at capture, seen {seen}"
         if self.default_dtype is not now.default_dtype:
             return (
                 f"the default dtype: expected {self.default_dtype}, as at capture, seen"
@@ -91,6 +97,7 @@ class Guard:
         written: Numbers of the sources that are written; groups of sources count as one.
         groups: Sources that share memory which is written.
         requires_grad: Whether each source does, where python code of the user's own may ask.
+        identical: For each source the first that is the same object, where it may ask for that.
     """
 
     structure: Structure
@@ -102,6 +109,7 @@ class Guard:
     written: tuple[int, ...]
     groups: tuple[Group, ...]
     requires_grad: tuple[bool, ...] | None
+    identical: tuple[int, ...] | None
 
     def match(
         self, leaves: Sequence[Any], structure: Structure, modes: Modes
@@ -135,6 +143,8 @@ class Guard:
         if different is not None:
             return different
         sources = [*inputs, *own]
+        if self.identical is not None and same_objects(sources) != self.identical:
+            return "arguments: expected the same ones to be one object as at capture, seen others"
         if self.requires_grad is not None:
             for number, expected in enumerate(self.requires_grad):
                 if sources[number].requires_grad is not expected:
@@ -191,6 +201,12 @@ class Guard:
             shared = [" and ".join(names[one] for one in group.members) for group in self.groups]
             lines.append(f"memory that is written and shared: {'; '.join(shared) or 'none'}")
         return tuple(lines)
+
+
+def same_objects(values: Sequence[Any]) -> tuple[int, ...]:
+    """For each value the number of the first that is the same object."""
+    first: dict[int, int] = {}
+    return tuple(first.setdefault(id(value), number) for number, value in enumerate(values))
 
 
 def same_value(one: Any, other: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import operator
 import time
 import types
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from ._capture import Recording, record
 from ._check import check_program
 from ._contract import observe
 from ._dump import dump
-from ._guards import Guard, Modes, is_value, why_not_writable
+from ._guards import Guard, Modes, is_value, same_objects, why_not_writable
 from ._one import Capture
 from ._program import build
 from ._session import LOCK
@@ -33,6 +34,7 @@ from ._subject import Subject, argument_names
 from ._torch_tracing import is_fake, without_modes
 from .errors import CaptureError, InputError
 
+_ABOUT_GRADIENTS = ("requires_grad", "is_leaf", "grad", "grad_fn")
 _LOGGER = logging.getLogger("lazyfx_ltc")
 
 
@@ -108,7 +110,9 @@ def capture(
         python=False,
     )
     code = _python_code(subject)
-    python = not all((one.__module__ or "").partition(".")[0] == "torch" for one in code)
+    python = _asks_as_python_may(graph) or not all(
+        (one.__module__ or "").partition(".")[0] == "torch" for one in code
+    )
     subject = dataclasses.replace(subject, python=python, grad=python and subject.grad)
     source_names = subject.names
     # What capture makes must be ordinary tensors, whatever mode the caller is in.
@@ -121,7 +125,15 @@ def capture(
             names += source_names[-len(constants) :] if constants else []
             own += subject.own
         contract, groups = _observe(subject, source_names)
-        if not python and not (code and _depends_on_grad_mode(subject, contract, groups)):
+        if "is_inference_mode_enabled" in contract.modes_asked and modes.inference:
+            raise CaptureError(
+                "the model's python code asks whether inference mode is on, and it is: a capture"
+                " is made outside of it; call the model under no_grad instead"
+            )
+        if "is_inference_mode_enabled" not in contract.modes_asked:
+            modes = dataclasses.replace(modes, inference=None)
+        asked = "is_grad_enabled" in contract.modes_asked
+        if not asked and not (code and _depends_on_grad_mode(subject, contract, groups)):
             modes = dataclasses.replace(modes, grad=None)
         sources = subject.sources
         source_names += [_memory_name(one, source_names) for one in groups]
@@ -154,6 +166,7 @@ def capture(
             written=contract.written,
             groups=groups,
             requires_grad=tuple(one.requires_grad for one in (*inputs, *own)) if python else None,
+            identical=same_objects([*inputs, *own]) if python else None,
         ),
         device=device,
         contract=contract,
@@ -189,6 +202,18 @@ def _depends_on_grad_mode(subject: Subject, contract: Contract, groups: Sequence
     except CaptureError:
         return True
     return other.trace != contract.trace
+
+
+def _asks_as_python_may(graph: fx.Graph) -> bool:
+    """Whether a node asks what its tensors record, or whether they are one object."""
+    return any(
+        node.op == "call_function"
+        and (
+            node.target in (operator.is_, operator.is_not)
+            or (node.target is getattr and node.args[1] in _ABOUT_GRADIENTS)
+        )
+        for node in graph.nodes
+    )
 
 
 def _python_code(subject: Subject) -> set[Any]:

@@ -137,7 +137,7 @@ class CompiledGraph:
         newest = self._captures[-1]
         reason = newest.guard.match(leaves, structure, modes)
         if modes.grad:
-            without = dataclasses.replace(modes, grad=False)
+            without = dataclasses.replace(modes, grad=False)  # as captured, if one would need it
             for held in reversed(self._captures):
                 sources = held.guard.match(leaves, structure, without)
                 if not isinstance(sources, str):

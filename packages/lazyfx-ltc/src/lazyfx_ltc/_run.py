@@ -26,8 +26,8 @@ from .errors import CaptureError
 
 # What makes a module one; of the rest, only what the graph refers to is copied.
 _TABLES = frozenset(vars(nn.Module()))
-_OURS = str(Path(__file__).parent)
-_TORCH = str(Path(torch.__file__).parent)
+OURS = str(Path(__file__).parent)
+TORCH = str(Path(torch.__file__).parent)
 
 
 class Runner(fx.Interpreter):
@@ -99,9 +99,9 @@ def user_line(error: BaseException | None = None) -> str:
     else:
         frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
-        if frame.name == "run_node" and frame.filename.startswith(_OURS):
+        if frame.name == "run_node" and frame.filename.startswith(OURS):
             return ""  # the graph itself calls it: the node says where
-        if not frame.filename.startswith((_OURS, _TORCH, "<")):
+        if not frame.filename.startswith((OURS, TORCH, "<")):
             return f", called at {frame.filename}:{frame.lineno}"
     return ""
 

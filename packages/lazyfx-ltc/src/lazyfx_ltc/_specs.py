@@ -105,6 +105,8 @@ class Contract:
         shared: Groups of fresh outputs that share memory with each other.
         written: Numbers of the sources that the call writes to, ascending.
         trace: The operators that one call runs, in order.
+        answers: What it asked of its tensors (``_queries.py``).
+        modes_asked: The functions by which its python code asked for the thread's modes.
     """
 
     structure: Structure
@@ -113,3 +115,5 @@ class Contract:
     shared: tuple[Shared, ...] = field(default=())
     written: tuple[int, ...] = field(default=())
     trace: tuple[str, ...]
+    answers: tuple[tuple[Any, Any], ...] = field(compare=False, repr=False)
+    modes_asked: frozenset[str] = frozenset()

@@ -22,6 +22,11 @@ from torch import fx, nn
 
 from .errors import GuardError
 
+_BASE = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_PLAIN = frozenset({bool, int, str, type(None)})
+_MISSING = object()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
@@ -47,6 +52,50 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a submodule holds besides tensors and children: ``p`` of a dropout, say, and hooks.
+
+    What changes inside a list or object of the user's own is not seen.
+    """
+
+    name: str
+    held: dict[str, Any]
+    count: int
+    keys: tuple[str, ...]
+    values: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module) -> Settings:
+        """Those of a module."""
+        held = vars(module)
+        keys = tuple(
+            key
+            for key, value in held.items()
+            if key not in _BASE and not isinstance(value, torch.Tensor)
+        )
+        values = tuple(held[key] for key in keys)
+        return cls(name=name, held=held, count=len(held), keys=keys, values=values)
+
+    def check(self) -> None:
+        """Raise :class:`GuardError` if something is not as it was."""
+        held = self.held
+        if len(held) != self.count or any(held[hooks] for hooks in _HOOKS):
+            raise GuardError(
+                f"submodule {self.name!r}: expected the attributes it had at capture and no hooks,"
+                " seen others; put them back or extract the graph again"
+            )
+        for key, expected in zip(self.keys, self.values, strict=True):
+            seen = held.get(key, _MISSING)
+            if seen is not expected and not (
+                type(seen) in _PLAIN and type(seen) is type(expected) and seen == expected
+            ):
+                raise GuardError(
+                    f"submodule {self.name!r}: expected the attribute {key!r} as at capture"
+                    f" ({expected!r:.80}), seen {seen!r:.80}"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """All tensors and submodules of a model, by where they live.
 
@@ -54,12 +103,14 @@ class State:
         tensors: One binding for each distinct tensor.
         ties: Pairs (number in ``tensors``, a further place of the same tensor).
         modules: (name, parent's dictionary, key, module, its training flag) of each submodule.
+        settings: Everything else that the submodules hold.
         root: The model itself; its training flag is ``root_training`` at capture.
     """
 
     tensors: tuple[Binding, ...]
     ties: tuple[tuple[int, Binding], ...]
     modules: tuple[tuple[str, dict[str, Any], str, nn.Module, bool], ...]
+    settings: tuple[Settings, ...]
     root: nn.Module
     root_training: bool
 
@@ -81,6 +132,8 @@ class State:
                 )
             if module.training is not training:
                 raise _mode_changed(f"submodule {name!r}", training)
+        for settings in self.settings:
+            settings.check()
         values = [binding.read() for binding in self.tensors]
         for number, binding in self.ties:
             if binding.read() is not values[number]:
@@ -157,6 +210,7 @@ def bind_state(model: nn.Module, graph: fx.Graph) -> State:
         tensors=tuple(tensors),
         ties=tuple(ties),
         modules=modules,
+        settings=tuple(Settings.of(name, module) for name, _, _, module, _ in modules),
         root=model,
         root_training=model.training,
     )

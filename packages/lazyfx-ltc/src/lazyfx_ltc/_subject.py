@@ -45,6 +45,11 @@ class Subject:
         return [*(leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)), *self.own]
 
     @property
+    def place(self) -> torch.device:
+        """The device that its tensors are on."""
+        return next((one.device for one in self.sources), torch.device(self.device))
+
+    @property
     def names(self) -> list[str]:
         """The sources in words."""
         named = zip(argument_names(self.structure), self.leaves, strict=True)
@@ -54,9 +59,15 @@ class Subject:
     def arguments(self, sources: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``(args, kwargs)`` with other tensors in the place of the arguments."""
         remaining = iter(sources)
-        leaves = [
-            next(remaining) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves
-        ]
+        first: dict[int, torch.Tensor] = {}
+        leaves = []
+        for leaf in self.leaves:
+            if isinstance(leaf, torch.Tensor):
+                new = next(remaining)
+                # Python code may ask whether two arguments are one object.
+                leaves.append(first.setdefault(id(leaf), new) if self.python else new)
+            else:
+                leaves.append(leaf)
         args, kwargs = unflatten(leaves, self.structure)
         return args, kwargs
 
