@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import pickle
+import random
 import threading
 import weakref
 from collections.abc import Callable
@@ -517,3 +518,99 @@ def test_ten_thousand_captures_are_all_there_and_memory_stays_flat() -> None:
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ltc.extract_compiled_graph(fx.symbolic_trace(lambda a: a), (X,), **options)
+
+
+def test_pickling_leaves_the_model_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train()
+    model[1].eval()
+    gm = fx.symbolic_trace(model)
+    pickle.dumps(ltc.extract_compiled_graph(gm, (X,)))
+    assert [gm.training, gm.get_submodule("1").training] == [True, False]
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "a child": lambda leaf: leaf.append(nn.Sigmoid()),
+    "a bias": lambda leaf: setattr(leaf[0], "bias", nn.Parameter(torch.ones(4))),
+    "a class": lambda leaf: setattr(leaf[1], "__class__", nn.Sigmoid),
+    "a setting": lambda leaf: setattr(leaf[2], "normalized_shape", (4,)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_added_to_a_leaf_is_noticed(change: Callable[[Any], Any]) -> None:
+    model = nn.Module()
+    model.leaf = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.LayerNorm(4))
+    graph = fx.Graph()
+    graph.output(graph.call_module("leaf", (graph.placeholder("x"),)))
+    gm = fx.GraphModule(model, graph)
+    with torch.no_grad():
+        compiled = ltc.extract_compiled_graph(gm, (X,))
+        compiled(X)
+        change(gm.leaf)
+        torch.testing.assert_close(compiled(X), gm(X))
+
+
+def test_hooks_added_later_are_refused() -> None:
+    gm = fx.symbolic_trace(nn.Sequential(nn.ReLU()))
+    compiled = ltc.extract_compiled_graph(gm, (X,), on_mismatch="error")
+    for register in (
+        gm.register_forward_hook,
+        nn.modules.module.register_module_forward_hook,
+    ):
+        handle = register(lambda *_: None)
+        with pytest.raises(ltc.GuardError, match="hooks"):
+            compiled(X)
+        handle.remove()
+    compiled(X)
+
+
+def test_only_what_the_model_writes_is_written_in_shared_memory() -> None:
+    gm = fx.symbolic_trace(rolled)
+    memory = torch.arange(12.0).view(3, 4)
+    twin = memory.clone()
+    part = memory[:, 1:3]
+    compiled = ltc.extract_compiled_graph(gm, (part, part[1]))
+    torch.testing.assert_close(compiled(part, part[1]), gm(twin[:, 1:3], twin[:, 1:3][1]))
+    torch.testing.assert_close(memory, twin)
+
+
+def test_memory_of_numpy_that_overlaps_is_refused() -> None:
+    import numpy
+
+    array = numpy.zeros(8, dtype=numpy.float32)
+    a, b = torch.from_numpy(array[0:5]), torch.from_numpy(array[2:7])
+    with pytest.raises(ltc.CaptureError, match="through a storage of its own"):
+        ltc.extract_compiled_graph(traced(lambda x, y: (x.add_(1), y * 2)[1], "x", "y"), (a, b))
+
+
+GENERATORS: dict[str, Callable[[Any], Any]] = {
+    "seeds": lambda x: (torch.manual_seed(0), x + 1)[1],
+    "python": lambda x: x * random.randint(0, 5),
+}
+
+
+@pytest.mark.parametrize("model", GENERATORS.values(), ids=GENERATORS)
+def test_generators_used_in_python_are_refused_and_do_not_move(model: Callable[..., Any]) -> None:
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    with pytest.raises(ltc.CaptureError, match="random generator in python code"):
+        ltc.extract_compiled_graph(traced(model, "x"), (X,))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+
+
+class OwnAutocast(nn.Module):
+    def forward(self, x: Any, w: Any) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = x @ w
+        return y.float()
+
+
+def test_a_model_that_enters_autocast_itself() -> None:
+    model = nn.Module()
+    model.leaf = OwnAutocast()
+    graph = fx.Graph()
+    graph.output(graph.call_module("leaf", (graph.placeholder("x"), graph.placeholder("w"))))
+    gm = fx.GraphModule(model, graph)
+    x, w = torch.randn(8, 8), torch.randn(8, 8)
+    compiled = ltc.extract_compiled_graph(gm, (x, w))
+    assert torch.equal(compiled(x, w), gm(x, w))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ._torch_tracing import storage_key
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
@@ -30,24 +32,34 @@ class Group:
 
 
 def groups_of(sources: Sequence[torch.Tensor]) -> tuple[Group, ...]:
-    """The groups of sources that share memory, where there is more than one in it.
+    """The groups of sources whose memory overlaps, where there is more than one in it.
 
-    Views that read the memory as another dtype have a group with ``numel`` -1: there is no flat
-    tensor for it.
+    There is no flat tensor, and ``numel`` is -1, where views read the memory as another dtype, or
+    storages of their own lie over one another (as those of NumPy arrays may).
     """
-    sharing: dict[int, list[int]] = {}
-    for number, tensor in enumerate(sources):
-        if tensor.numel():
-            sharing.setdefault(tensor.untyped_storage().data_ptr(), []).append(number)
-    return tuple(_group(sources, members) for members in sharing.values() if len(members) > 1)
+    spans = sorted(
+        (tensor.data_ptr(), tensor.data_ptr() + _extent(tensor) * tensor.element_size(), number)
+        for number, tensor in enumerate(sources)
+        if tensor.numel()
+    )
+    found: list[list[int]] = []
+    stop = -1
+    for first, last, number in spans:
+        if first < stop:
+            found[-1].append(number)
+        else:
+            found.append([number])
+        stop = max(stop, last)
+    groups = [sorted(members) for members in found if len(members) > 1]
+    return tuple(_group(sources, members) for members in sorted(groups))
 
 
 def _group(sources: Sequence[torch.Tensor], members: Sequence[int]) -> Group:
     tensors = [sources[number] for number in members]
     offsets = [int(one.storage_offset()) for one in tensors]
     start = min(offsets)
-    stop = max(_stop(one) for one in tensors)
-    same = len({one.dtype for one in tensors}) == 1
+    stop = max(offset + _extent(one) for offset, one in zip(offsets, tensors, strict=True))
+    same = len({(one.dtype, storage_key(one)) for one in tensors}) == 1
     return Group(
         members=tuple(members),
         offsets=tuple(offset - start for offset in offsets),
@@ -55,9 +67,10 @@ def _group(sources: Sequence[torch.Tensor], members: Sequence[int]) -> Group:
     )
 
 
-def _stop(tensor: torch.Tensor) -> int:
+def _extent(tensor: torch.Tensor) -> int:
+    """Elements of memory from the first that a tensor shows to the last."""
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
-    return int(tensor.storage_offset()) + sum((size - 1) * step for size, step in pairs) + 1
+    return int(sum((size - 1) * step for size, step in pairs)) + 1
 
 
 def written_groups(groups: Iterable[Group], written: Iterable[int]) -> tuple[Group, ...]:
@@ -74,6 +87,11 @@ def flat(sources: Sequence[torch.Tensor], group: Group) -> torch.Tensor:
 
 
 def shows_an_element_twice(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is expanded: eager refuses to write to it."""
-    pairs = zip(tensor.shape, tensor.stride(), strict=True)
-    return any(size > 1 and stride == 0 for size, stride in pairs)
+    """Whether a tensor may show an element of its memory twice: expanded ones do, and windows."""
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    reach = 0
+    for step, size in sorted((step, size) for step, size in pairs if size > 1):
+        if step <= reach:
+            return True
+        reach += (size - 1) * step
+    return False

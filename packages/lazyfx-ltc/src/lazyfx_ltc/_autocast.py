@@ -20,7 +20,7 @@ from ._torch_tracing import make_fx
 from .errors import CaptureError, LtcError
 
 
-def traced_under_autocast(subject: Subject, dtype: torch.dtype) -> Subject:
+def traced_under_autocast(subject: Subject, dtype: torch.dtype | None) -> Subject:
     """The same call of a graph that holds the casts.
 
     All sources of ``subject`` are arguments of it, with the same numbers; what tracing took for a
@@ -28,7 +28,7 @@ def traced_under_autocast(subject: Subject, dtype: torch.dtype) -> Subject:
 
     Args:
         subject: What is captured.
-        dtype: What autocast computes in.
+        dtype: What autocast computes in around the model; None if it is off there.
 
     Raises:
         CaptureError: The model cannot be traced.
@@ -37,7 +37,9 @@ def traced_under_autocast(subject: Subject, dtype: torch.dtype) -> Subject:
 
     def run(*tensors: torch.Tensor) -> Any:
         # No cache of casts: it would outlive this trace, with traced tensors in it.
-        with torch.autocast(subject.device, dtype=dtype, cache_enabled=False):
+        with torch.autocast(
+            subject.device, dtype=dtype, enabled=dtype is not None, cache_enabled=False
+        ):
             return subject.runner(tensors).call(*subject.arguments(tensors))
 
     try:

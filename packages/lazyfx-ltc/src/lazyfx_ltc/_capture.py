@@ -240,7 +240,12 @@ def record(subject: Subject, contract: Contract, groups: Sequence[Group] = ()) -
         CaptureError: The call does not fit its contract, or leaves the lazy device.
     """
     with torch.inference_mode(False), torch.no_grad():
-        sources = _lazy_sources(subject.sources, groups)
+        try:
+            sources = _lazy_sources(subject.sources, groups)
+        except (RuntimeError, NotImplementedError) as error:
+            raise CaptureError(
+                f"torch's lazy backend does not take tensors like the arguments: {error}"
+            ) from error
         source_ids = {_torch_lazy.tensor_id(data): n for n, (data, _) in enumerate(sources)}
         runner = subject.runner([seen for _, seen in sources])
         force_lazy_device(runner.copied)

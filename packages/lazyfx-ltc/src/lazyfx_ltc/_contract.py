@@ -69,6 +69,15 @@ def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return given.get("dropout_p", 1.0) != 0 and given.get("train", True) is not False
 
 
+def _only_looks(func: Any, name: str) -> bool:
+    """Whether an operator gives a view of its argument, or takes no more than its shape."""
+    views = any(one.alias_info is not None for one in func._schema.returns)
+    base = name.partition("::")[2].partition(".")[0]
+    if name.startswith("prim::"):
+        return True
+    return (views and not func._schema.is_mutable) or base.startswith("new_") or "_like" in base
+
+
 class _Observer(TorchDispatchMode):
     """Watches the operators of the fake run."""
 
@@ -77,6 +86,7 @@ class _Observer(TorchDispatchMode):
         self.runner = runner
         self.device = device
         self.trace: list[str] = []
+        self.touched: set[int] = set()
         self.written: set[int] = set()
         self.source_storages = {storage_key(tensor) for tensor in sources}
 
@@ -101,6 +111,8 @@ class _Observer(TorchDispatchMode):
         self._refuse(func, name, args, keywords)
         for target in schema_writes(func, args, keywords):
             self.written.update(storage_key(tensor) for tensor in _tensors(target))
+        if not _only_looks(func, name):
+            self.touched.update(storage_key(one) for one in _tensors((args, keywords)))
         result = func(*args, **keywords)
         drawing = draws(func, args, keywords)
         for tensor in _tensors(result):
@@ -117,6 +129,7 @@ class _Observer(TorchDispatchMode):
         if base in _BATCH_NORMS:
             given = schema_arguments(func, args, kwargs)
             if given.get("training"):
+                self._refuse_odd_batch_norm(given)
                 # Written, though the operator's schema does not say so.
                 statistics = _tensors([given.get("running_mean"), given.get("running_var")])
                 self.written.update(storage_key(one) for one in statistics)
@@ -129,12 +142,22 @@ class _Observer(TorchDispatchMode):
         if base == "aten::as_strided":
             self._refuse_as_strided(args, kwargs)
 
+    def _refuse_odd_batch_norm(self, given: dict[str, Any]) -> None:
+        names = ("input", "running_mean", "running_var")
+        memory = [storage_key(one) for one in _tensors([given.get(name) for name in names])]
+        if len(set(memory)) < len(memory) or not given["input"].numel():
+            raise CaptureError(
+                f"{self.runner.where()} is a batch normalisation of no elements, or its statistics"
+                " share memory with each other or with its input: expected separate tensors, and"
+                " something to normalise"
+            )
+
     def _refuse_as_strided(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         (base,) = _tensors(args[0])
         whole = base.untyped_storage().nbytes() == base.numel() * base.element_size()
         offset = args[3] if len(args) > 3 else kwargs.get("storage_offset")
         from_source = storage_key(base) in self.source_storages
-        if not whole or not base.is_contiguous() or (from_source and offset):
+        if not whole or not base.is_contiguous() or (from_source and offset is not None):
             raise CaptureError(
                 f"{self.runner.where()} uses as_strided on a tensor that is not the whole of its"
                 " memory; the lazy backend does not know the memory behind a view. Use slicing,"
@@ -232,8 +255,8 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
     runner = subject.runner(fakes)
     watch = AttributeWatch(runner.copied)
     observer = _Observer(runner, subject.device, fakes)
-    asked = Asked(runner, observer.source_storages)
-    modes = ModesAsked()
+    asked = Asked(runner, observer.source_storages, subject.device)
+    modes = ModesAsked(runner)
     args, kwargs = subject.arguments(fakes)
     given = flatten((args, kwargs))
     try:
@@ -276,6 +299,10 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
         trace=tuple(observer.trace),
         answers=tuple(asked.answers),
         modes_asked=frozenset(modes.asked),
+        in_autocast=asked.in_autocast,
+        touched=tuple(
+            number for number, fake in enumerate(fakes) if storage_key(fake) in observer.touched
+        ),
     )
 
 

@@ -42,15 +42,16 @@ def calls_that_leave(call: Callable[[], Any], op: str) -> tuple[Any, set[str]]:
     if not is_composite(op):
         return call(), set()
     result, left = None, None
-    # What leaves the graph is computed, and may draw.
-    with torch.random.fork_rng():
-        for _ in range(_TRIES):
-            before = fallback_counts()
-            result = call()
-            seen = {one.split("=")[0] for one in get_fallback_ops(since=before)}
-            left = seen if left is None else left & seen
-            if not left:
-                break
+    random_state = torch.get_rng_state()
+    for _ in range(_TRIES):
+        before = fallback_counts()
+        result = call()
+        seen = {one.split("=")[0] for one in get_fallback_ops(since=before)}
+        left = seen if left is None else left & seen
+        if not left:
+            return result, set()
+    # What left the graph was computed, and may have drawn.
+    torch.set_rng_state(random_state)
     return result, left or set()
 
 

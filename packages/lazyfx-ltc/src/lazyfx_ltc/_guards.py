@@ -19,7 +19,8 @@ from torch import nn
 from ._aliases import Group, groups_of, shows_an_element_twice, written_groups
 from ._specs import TensorSpec
 from ._state import State
-from ._structure import Structure, unflatten
+from ._structure import Structure
+from ._torch_tracing import tree_unflatten
 from .errors import GuardError
 
 _VALUES = (
@@ -30,7 +31,7 @@ _VALUES = (
 
 def is_value(leaf: Any) -> bool:
     """Whether an argument that is no tensor may become part of a capture: it cannot change."""
-    return type(leaf) in _VALUES or isinstance(leaf, enum.Enum)
+    return type(leaf) in _VALUES or (isinstance(leaf, enum.Enum) and is_value(leaf.value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,7 @@ class Guard:
         groups: Sources that share memory which is written.
         requires_grad: Whether each source does, where python code of the user's own may ask.
         identical: For each source the first that is the same object, where it may ask for that.
+        kinds: Whether each source is a parameter, where it may ask for that.
     """
 
     structure: Structure
@@ -110,6 +112,7 @@ class Guard:
     groups: tuple[Group, ...]
     requires_grad: tuple[bool, ...] | None
     identical: tuple[int, ...] | None
+    kinds: tuple[type, ...] | None
 
     def match(
         self, leaves: Sequence[Any], structure: Structure, modes: Modes
@@ -145,6 +148,8 @@ class Guard:
         sources = [*inputs, *own]
         if self.identical is not None and same_objects(sources) != self.identical:
             return "arguments: expected the same ones to be one object as at capture, seen others"
+        if self.kinds is not None and self.kinds != tuple(map(type, sources)):
+            return "arguments: expected the same ones to be nn.Parameter as at capture, seen others"
         if self.requires_grad is not None:
             for number, expected in enumerate(self.requires_grad):
                 if sources[number].requires_grad is not expected:
@@ -225,21 +230,35 @@ def why_not_writable(
     for number in written:
         if shows_an_element_twice(sources[number]):
             return (
-                f"{names[number]} is an expanded tensor, and the model writes to it: expected"
+                f"{names[number]} shows an element of its memory more than once (an expanded"
+                " tensor, say), and the model writes to it: expected"
                 " memory of its own for each element; pass a clone()"
             )
     return None
 
 
-class _Leaf:
+class _Shown:
+    """Prints as a text, inside of containers too."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
     def __repr__(self) -> str:
-        return "*"
+        return self._text
 
 
 def _shape(structure: Structure) -> str:
-    args, kwargs = unflatten([_Leaf()] * structure.count, structure)
-    inside = [f"{value!r:.300}" for value in args]
-    inside += [f"{name}={value!r:.300}" for name, value in kwargs.items()]
+    records = {position: record.cls.__name__ for position, record in structure.records}
+    tops = [
+        _Shown(f"{records[position]}(...)" if position in records else "*")
+        for position in range(structure.spec.num_leaves)
+    ]
+    try:
+        args, kwargs = tree_unflatten(tops, structure.spec)
+        inside = [f"{value!r:.300}" for value in args]
+        inside += [f"{name}={value!r:.300}" for name, value in kwargs.items()]
+    except Exception:  # a container of the user's, which prints or is made in its own way
+        return f"{structure.count} values"
     return f"({', '.join(inside)})"
 
 
@@ -253,7 +272,7 @@ def _why_no_fit(name: str, value: Any, spec: TensorSpec) -> str | None:
         and value.dtype is spec.dtype
         and value.layout is torch.strided
         and value.device == spec.device
-        and spec.same_layout(value.stride())
+        and value.stride() == spec.stride
         and not value.is_conj()
         and not value.is_neg()
     ):

@@ -6,6 +6,7 @@ compile the recording; hold the program against what was learnt. Only then is an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import operator
@@ -29,9 +30,9 @@ from ._program import build
 from ._session import LOCK
 from ._specs import Contract, Itself, TensorSpec, ViewOf
 from ._state import bind_state
-from ._structure import Structure, flatten_call
+from ._structure import Structure, flatten_call, has_objects
 from ._subject import Subject, argument_names
-from ._torch_tracing import is_fake, without_modes
+from ._torch_tracing import is_fake, is_operator, without_modes
 from .errors import CaptureError, InputError
 
 _ABOUT_GRADIENTS = ("requires_grad", "is_leaf", "grad", "grad_fn")
@@ -110,30 +111,44 @@ def capture(
         python=False,
     )
     code = _python_code(subject)
-    python = _asks_as_python_may(graph) or not all(
-        (one.__module__ or "").partition(".")[0] == "torch" for one in code
+    python = (
+        _asks_as_python_may(graph)
+        or has_objects(wanted.structure)
+        or not all(_is_torchs(one) for one in code)
     )
     subject = dataclasses.replace(subject, python=python, grad=python and subject.grad)
     source_names = subject.names
     # What capture makes must be ordinary tensors, whatever mode the caller is in.
     with LOCK, without_modes(), torch.inference_mode(False), _no_autocast(device):
-        if modes.autocast is not None:
+        with _autocast(device, modes.autocast):
+            first = observe(subject)
+        contract = first
+        if modes.autocast is not None or first.in_autocast:
+            if python and any(tensor.requires_grad for tensor in (*inputs, *own)):
+                raise CaptureError(
+                    "the model has python code that may ask whether its tensors require grad, under"
+                    " autocast, and some do: trace it with make_fx in the autocast block, and"
+                    " capture the result outside; or detach them"
+                )
             subject = traced_under_autocast(subject, modes.autocast)
             constants = bind_state(subject.model, subject.graph).tensors
             state = dataclasses.replace(state, tensors=(*state.tensors, *constants))
             source_names += [f"constant {one.name!r}" for one in constants]
             names += source_names[-len(constants) :] if constants else []
             own += subject.own
-        contract, groups = _observe(subject, source_names)
-        if "is_inference_mode_enabled" in contract.modes_asked and modes.inference:
+            contract = observe(subject)
+        contract, groups = _with_groups(subject, contract, source_names)
+        asked = first.modes_asked
+        if "is_inference_mode_enabled" in asked and modes.inference and python:
             raise CaptureError(
                 "the model's python code asks whether inference mode is on, and it is: a capture"
                 " is made outside of it; call the model under no_grad instead"
             )
-        if "is_inference_mode_enabled" not in contract.modes_asked:
+        if "is_inference_mode_enabled" not in asked:
             modes = dataclasses.replace(modes, inference=None)
-        asked = "is_grad_enabled" in contract.modes_asked
-        if not asked and not (code and _depends_on_grad_mode(subject, contract, groups)):
+        if "is_grad_enabled" not in asked and not (
+            code and _depends_on_grad_mode(subject, contract, groups)
+        ):
             modes = dataclasses.replace(modes, grad=None)
         sources = subject.sources
         source_names += [_memory_name(one, source_names) for one in groups]
@@ -149,6 +164,7 @@ def capture(
             check_program(program, specs, expected)
     dump(graph, recording, program)
     used = {number for number in program.inputs if number is not None} if program else set()
+    touched = set(first.touched)
     passed = {leaf.source for leaf in contract.leaves if isinstance(leaf, Itself)}
     # With python code of the user's own, nobody knows which views would carry a gradient.
     views = (
@@ -167,20 +183,42 @@ def capture(
             groups=groups,
             requires_grad=tuple(one.requires_grad for one in (*inputs, *own)) if python else None,
             identical=same_objects([*inputs, *own]) if python else None,
+            kinds=tuple(type(one) for one in (*inputs, *own)) if python else None,
         ),
         device=device,
         contract=contract,
         program=program,
         ir=recording.ir,
-        used=frozenset(used | set(contract.written) | members | views) - (passed - used),
+        used=frozenset(
+            {*used, *first.touched, *contract.written, *members, *views} - (passed - used - touched)
+        ),
+        write_back=_write_back(first, groups, len(sources)),
     )
     _note(made, recording, time.perf_counter() - started)
     return made
 
 
-def _observe(subject: Subject, names: Sequence[str]) -> tuple[Contract, tuple[Group, ...]]:
+def _write_back(
+    first: Contract, groups: Sequence[Group], sources: int
+) -> dict[int, tuple[tuple[int, int], ...]]:
+    """For each flat source, ``(number, offset)`` of the members that the model writes itself.
+
+    Nothing else is written: what lies between them may be another thread's.
+    """
+    return {
+        sources + index: tuple(
+            (number, offset)
+            for number, offset in zip(group.members, group.offsets, strict=True)
+            if number in first.written
+        )
+        for index, group in enumerate(groups)
+    }
+
+
+def _with_groups(
+    subject: Subject, contract: Contract, names: Sequence[str]
+) -> tuple[Contract, tuple[Group, ...]]:
     """The contract, and the groups of sources that share memory which is written."""
-    contract = observe(subject)
     shared = groups_of(subject.sources) if contract.written else ()
     groups = written_groups(shared, contract.written)
     if not groups:
@@ -189,8 +227,9 @@ def _observe(subject: Subject, names: Sequence[str]) -> tuple[Contract, tuple[Gr
         if group.numel < 0:
             first, second = (names[number] for number in group.members[:2])
             raise CaptureError(
-                f"{second} shares memory with {first} as another dtype, and the model writes to"
-                " one of them: expected separate memory; pass a clone()"
+                f"{second} shares memory with {first} as another dtype or through a storage of its"
+                " own, and the model writes to one of them: expected separate memory; pass a"
+                " clone()"
             )
     return observe(subject, groups), groups
 
@@ -216,14 +255,26 @@ def _asks_as_python_may(graph: fx.Graph) -> bool:
     )
 
 
+def _is_torchs(code: Any) -> bool:
+    """Whether a function or class belongs to torch or to Python, and asks nothing odd."""
+    if isinstance(code, types.MethodType):
+        return False
+    module = getattr(code, "__module__", None) or ""
+    if isinstance(code, (types.BuiltinFunctionType, types.MethodDescriptorType)):
+        return True
+    return module.partition(".")[0] in ("torch", "operator", "_operator", "math", "builtins")
+
+
 def _python_code(subject: Subject) -> set[Any]:
-    """The functions and classes of modules in python that a call of the model runs."""
+    """The functions and classes of modules that a call of the model runs, operators left out."""
     found: set[Any] = set()
     for node in subject.graph.nodes:
         if node.op == "call_module":
             module = subject.model.get_submodule(str(node.target))
             found.update(type(inner) for inner in module.modules())
-        elif node.op == "call_function" and isinstance(node.target, types.FunctionType):
+        elif node.op == "call_function" and not (
+            is_operator(node.target) or isinstance(node.target, types.BuiltinFunctionType)
+        ):
             found.add(node.target)
     return found
 
@@ -255,6 +306,12 @@ def _lifted(spec: TensorSpec) -> TensorSpec:
     if spec.shape:
         return spec
     return TensorSpec(shape=torch.Size([1]), stride=(1,), dtype=spec.dtype, device=spec.device)
+
+
+def _autocast(device: str, dtype: torch.dtype | None) -> Any:
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype=dtype, cache_enabled=False)
 
 
 def _no_autocast(device: str) -> torch.autocast:

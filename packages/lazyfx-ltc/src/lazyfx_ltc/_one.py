@@ -18,7 +18,7 @@ from ._outputs import place, place_shared
 from ._program import Program
 from ._specs import Constant, Contract, Fresh, Itself, Leaf, ViewOf
 from ._structure import unflatten
-from .errors import GradientError, GuardError
+from .errors import CaptureError, GradientError, GuardError
 
 _NOTHING: Any = contextlib.nullcontext()
 
@@ -34,6 +34,7 @@ class Capture:
         program: Computes it; None where there is nothing to compute.
         ir: The lazy IR as recorded.
         used: Numbers of the sources that a gradient would flow through.
+        write_back: For the flat memory of a group, the members to write and their offsets.
     """
 
     guard: Guard
@@ -42,6 +43,7 @@ class Capture:
     program: Program | None
     ir: str
     used: frozenset[int]
+    write_back: dict[int, tuple[tuple[int, int], ...]]
 
     def run(self, sources: list[torch.Tensor]) -> Any:
         """Run the program on the sources of a call that fits the guard; write, and return.
@@ -59,7 +61,9 @@ class Capture:
             )
             if reason is not None:
                 raise GuardError(reason)
-        sources += [flat(sources, group) for group in guard.groups]
+            self._refuse_inference_tensors(sources)
+        # Copies: the program counts offsets from the start of the memory.
+        sources += [flat(sources, group).clone() for group in guard.groups]
         fresh: list[torch.Tensor] = []
         if program is not None:
             inputs = [
@@ -71,10 +75,16 @@ class Capture:
                 torch.no_grad(),
                 torch.autocast(self.device, enabled=False) if autocast else _NOTHING,
             ):
-                results = self._results(program, program.function(*inputs))
+                results = self._results(program, self._computed(program, inputs))
                 split = len(contract.fresh)
                 fresh = self._arrange(results[:split])
                 for number, value in zip(contract.written, results[split:], strict=True):
+                    if number in self.write_back:
+                        for member, offset in self.write_back[number]:
+                            target = sources[member]
+                            whole = value.contiguous()
+                            target.copy_(whole.as_strided(target.shape, target.stride(), offset))
+                        continue
                     target = sources[number]
                     target.copy_(value if target.dim() else value.reshape(()))
         leaves = [_leaf(described, sources, fresh) for described in contract.leaves]
@@ -89,6 +99,27 @@ class Capture:
                     " a call without gradients, as a captured graph has no backward. Call it under"
                     " torch.no_grad(), or detach what you pass in"
                 )
+
+    def _refuse_inference_tensors(self, sources: Sequence[torch.Tensor]) -> None:
+        """Raise before anything ran if a write would: outside of inference mode, to one of it."""
+        if torch.is_inference_mode_enabled():
+            return
+        members = [number for pairs in self.write_back.values() for number, _ in pairs]
+        for number in (*self.contract.written, *members):
+            if number < len(sources) and sources[number].is_inference():
+                raise GuardError(
+                    f"{self.guard.source_names[number]} was made in inference mode, and the model"
+                    " writes to it: expected a call in inference mode, or an ordinary tensor; pass"
+                    " a clone()"
+                )
+
+    def _computed(self, program: Program, inputs: Sequence[Any]) -> Any:
+        try:
+            return program.function(*inputs)
+        except RuntimeError as error:
+            raise CaptureError(
+                f"the captured program failed, and nothing was written: {error}"
+            ) from error
 
     def _results(self, program: Program, returned: Any) -> list[torch.Tensor]:
         """The program's results in order, those that must not be handed out as they are cloned."""

@@ -7,6 +7,7 @@ given the same answers. A run that asks something else is not the same run.
 
 from __future__ import annotations
 
+import random
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,11 @@ from ._run import OURS, TORCH, Runner
 from ._torch_tracing import storage_key, tree_flatten
 from .errors import CaptureError
 
+_ABOUT_GRADIENTS = frozenset(
+    getattr(torch.Tensor, name).__get__
+    for name in ("is_leaf", "grad_fn", "_base", "_version", "_grad", "grad", "output_nr")
+    if hasattr(getattr(torch.Tensor, name, None), "__get__")
+) | {torch.Tensor.is_inference, torch.Tensor._is_view}
 _DEVICE: Any = torch.Tensor.device
 _DEVICE = _DEVICE.__get__  # fake tensors have their own, which nobody notes
 _MODES = (torch.is_grad_enabled, torch.is_inference_mode_enabled)
@@ -33,10 +39,18 @@ class Asked(TorchFunctionMode):
     Args:
         runner: Says where the model is.
         sources: Storages whose place in memory depends on the call.
+        device: The session's device type.
+
+    Attributes:
+        answers: ``(function, answer)``, in order.
+        in_autocast: Whether the model switches autocast on or off itself.
     """
 
-    def __init__(self, runner: Runner, sources: Iterable[int]) -> None:
+    def __init__(self, runner: Runner, sources: Iterable[int], device: str) -> None:
         super().__init__()
+        self.in_autocast = False
+        self._device = device
+        self._autocast = torch.is_autocast_enabled(device)
         self.answers: list[tuple[Any, Any]] = []
         self._runner = runner
         self._sources = frozenset(sources)
@@ -48,6 +62,12 @@ class Asked(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        self.in_autocast |= torch.is_autocast_enabled(self._device) is not self._autocast
+        if func in _ABOUT_GRADIENTS:
+            raise CaptureError(
+                f"{self._runner.where()} asks what a tensor records for gradients"
+                f" ({getattr(func, '__self__', func)}), which differs from call to call"
+            )
         if func in _WHERE and storage_key(args[0]) in self._sources:
             raise CaptureError(
                 f"{self._runner.where()} asks where in memory an argument or model tensor is"
@@ -104,27 +124,46 @@ class Answered(TorchFunctionMode):
 class ModesAsked:
     """Notes whether code outside of torch asks for grad mode or inference mode.
 
-    They are functions of C, which nobody can stand in for: Python's profiler sees the calls.
+    They are functions of C, which nobody can stand in for: Python's profiler sees the calls. If
+    somebody else is using it, the answer is that all of them may have been asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, runner: Runner) -> None:
         self.asked: set[str] = set()
-        self._before: Any = None
+        self._runner = runner
+        self._mine = False
 
     def __enter__(self) -> ModesAsked:
-        self._before = sys.getprofile()
-        sys.setprofile(self._note)
+        if sys.getprofile() is None:
+            self._mine = True
+            sys.setprofile(self._note)
+        else:
+            self.asked.update(one.__name__ for one in _MODES)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.setprofile(self._before)
+        if self._mine:
+            sys.setprofile(None)
 
     def _note(self, frame: types.FrameType, event: str, called: Any) -> None:
         asks = event == "c_call" and called in _MODES
         if asks and not frame.f_code.co_filename.startswith((OURS, TORCH)):
             self.asked.add(called.__name__)
-        if self._before is not None:
-            self._before(frame, event, called)
+        if event == "c_call" and _is_random(getattr(called, "__self__", None)):
+            # Before the call: nothing has moved.
+            raise CaptureError(
+                f"{self._runner.where()} uses a random generator in python code"
+                f" ({called.__name__}): a replay would not; draw with torch's functions, and seed"
+                " outside of the captured graph"
+            )
+
+
+def _is_random(owner: Any) -> bool:
+    """Whether it is a generator that the process shares: torch's, Python's or NumPy's."""
+    if isinstance(owner, torch.Generator) or owner is random._inst:
+        return True
+    numpy = sys.modules.get("numpy.random.mtrand")
+    return numpy is not None and owner is numpy._rand
 
 
 def _has_tensor(value: Any) -> bool:

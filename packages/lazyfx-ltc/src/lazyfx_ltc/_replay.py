@@ -25,7 +25,7 @@ from ._session import LOCK, initialize
 from ._specs import TensorSpec
 from ._structure import Structure, flatten_call, unflatten
 from ._torch_tracing import is_fake
-from .errors import GuardError, InputError
+from .errors import GuardError, InputError, LtcError
 
 _LOGGER = logging.getLogger("lazyfx_ltc")
 
@@ -252,7 +252,7 @@ class CompiledGraph:
             kinds.append((*unflatten(leaves, guard.structure), guard.modes, guard.groups))
         # Lazy modules pickle their graph as it is; a plain one would be traced again.
         model = LazyGraphModule(self._model, self._graph, type(self._model).__name__)
-        model.train(self._model.training)
+        model.training = self._model.training  # of itself: the submodules are the user's
         return _restore, (model, tuple(kinds), self._on_mismatch, self._max)
 
 
@@ -305,10 +305,21 @@ def _restore(
     """Capture again what a pickle lists."""
     device = initialize()
     captures = []
+    failures: list[LtcError] = []
+    before = torch.get_default_dtype()
     for args, kwargs, modes, groups in kinds:
         wanted = request(args, kwargs)
         wanted = dataclasses.replace(wanted, leaves=_examples(wanted.leaves, groups))
-        captures.append(capture(model, model.graph, wanted, device, modes))
+        torch.set_default_dtype(modes.default_dtype)
+        try:
+            captures.append(capture(model, model.graph, wanted, device, modes))
+        except LtcError as error:  # the model has changed since
+            _LOGGER.warning("a kind of call that was captured is not any more: %s", error)
+            failures.append(error)
+        finally:
+            torch.set_default_dtype(before)
+    if not captures:
+        raise failures[-1]
     return CompiledGraph(
         model,
         model.graph,

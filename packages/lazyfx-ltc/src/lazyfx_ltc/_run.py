@@ -8,6 +8,7 @@ and copies no weight. Running by interpretation generates no code and knows the 
 
 from __future__ import annotations
 
+import collections
 import copy
 import traceback
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from lazyfx_core import LazyGraphModule
 
 from ._signature import placeholder_values
 from ._state import referenced
+from ._torch_tracing import global_forward_hooks
 from .errors import CaptureError
 
 # What makes a module one; of the rest, only what the graph refers to is copied.
@@ -107,6 +109,11 @@ def user_line(error: BaseException | None = None) -> str:
 
 
 def _refuse_hooks(model: nn.Module, names: frozenset[str]) -> None:
+    if global_forward_hooks():
+        raise CaptureError(
+            "forward hooks are registered for all modules (register_module_forward_hook): a replay"
+            " would not call them; remove them"
+        )
     kinds = ("_forward_hooks", "_forward_pre_hooks")
     for path, module in model.named_modules():
         if path and path.partition(".")[0] not in names:
@@ -152,6 +159,17 @@ def stand_in(model: nn.Module, graph: fx.Graph, replacements: Mapping[int, torch
     return Runner(copied)
 
 
+def _inside(key: str, value: Any) -> Any:
+    """What a container of the user's holds, by identity; None for everything else."""
+    if key in _TABLES:
+        return None
+    if isinstance(value, dict):
+        return [(id(key), id(item)) for key, item in value.items()]
+    if isinstance(value, (list, set, collections.deque)):
+        return [id(item) for item in value]
+    return None
+
+
 class AttributeWatch:
     """Notices a module that binds an attribute anew while it runs.
 
@@ -161,7 +179,7 @@ class AttributeWatch:
 
     def __init__(self, root: nn.Module) -> None:
         self._before = {
-            (path, kind): dict(values)
+            (path, kind): {key: (value, _inside(key, value)) for key, value in values.items()}
             for path, module in root.named_modules()
             for kind, values in self._kinds(module)
         }
@@ -182,8 +200,13 @@ class AttributeWatch:
             for kind, values in self._kinds(module):
                 before = self._before.get((path, kind), {})
                 for key in before.keys() | values.keys():
-                    if key in before and key in values and before[key] is values[key]:
-                        continue
+                    if key in before and key in values and before[key][0] is values[key]:
+                        if before[key][1] == _inside(key, values[key]):
+                            continue
+                        raise CaptureError(
+                            f"submodule {path!r} changes its attribute {key!r} while it runs; a"
+                            " replay would not do that. Do it outside the captured graph"
+                        )
                     raise CaptureError(
                         f"submodule {path!r} binds its attribute {key!r} anew while it runs; a"
                         " replay would not do that. Change the tensor in place instead"

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from ._torch_tracing import pytree_input_spec, tree_flatten
+from ._torch_tracing import pytree_input_spec, spec_children, tree_flatten
 from .errors import InputError
 
 
@@ -27,10 +27,8 @@ def placeholder_values(
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     spec = pytree_input_spec(graph)
     if spec is not None:
-        with_names = spec.type is tuple and [one.type for one in spec.children_specs] == [
-            tuple,
-            dict,
-        ]
+        kinds = [one.type for one in spec_children(spec)]
+        with_names = spec.type is tuple and kinds == [tuple, dict]
         leaves, seen = tree_flatten((tuple(args), dict(kwargs)) if with_names else tuple(args))
         if (kwargs and not with_names) or len(leaves) != len(placeholders) or seen != spec:
             raise InputError(

@@ -106,6 +106,8 @@ class Contract:
         written: Numbers of the sources that the call writes to, ascending.
         trace: The operators that one call runs, in order.
         answers: What it asked of its tensors (``_queries.py``).
+        in_autocast: Whether it switches autocast on or off itself.
+        touched: Numbers of the sources whose values went into something that is no view of them.
         modes_asked: The functions by which its python code asked for the thread's modes.
     """
 
@@ -117,3 +119,5 @@ class Contract:
     trace: tuple[str, ...]
     answers: tuple[tuple[Any, Any], ...] = field(compare=False, repr=False)
     modes_asked: frozenset[str] = frozenset()
+    in_autocast: bool = False
+    touched: tuple[int, ...] = ()

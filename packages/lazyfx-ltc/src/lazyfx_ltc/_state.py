@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .errors import GuardError
+from ._torch_tracing import global_forward_hooks
+from .errors import CaptureError, GuardError
 
 _BASE = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -51,6 +52,15 @@ class Binding:
         return value
 
 
+def _tables(held: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
+    """The names of what a module holds, and whether it is None."""
+    return tuple(
+        (key, value is None)
+        for table in ("_parameters", "_buffers", "_modules")
+        for key, value in held[table].items()
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What a submodule holds besides tensors and children: ``p`` of a dropout, say, and hooks.
@@ -60,29 +70,46 @@ class Settings:
 
     name: str
     held: dict[str, Any]
-    count: int
+    count: int | None
+    tables: tuple[tuple[str, bool], ...] | None
     keys: tuple[str, ...]
     values: tuple[Any, ...]
 
     @classmethod
-    def of(cls, name: str, module: nn.Module) -> Settings:
-        """Those of a module."""
+    def of(cls, name: str, module: nn.Module, only: frozenset[str] | None = None) -> Settings:
+        """Those of a module, or only some of them."""
         held = vars(module)
         keys = tuple(
             key
             for key, value in held.items()
-            if key not in _BASE and not isinstance(value, torch.Tensor)
+            if key not in _BASE
+            and not isinstance(value, torch.Tensor)
+            and (only is None or key in only)
         )
-        values = tuple(held[key] for key in keys)
-        return cls(name=name, held=held, count=len(held), keys=keys, values=values)
+        return cls(
+            name=name,
+            held=held,
+            count=len(held) if only is None else None,
+            tables=_tables(held) if only is None else None,
+            keys=keys,
+            values=tuple(held[key] for key in keys),
+        )
 
     def check(self) -> None:
         """Raise :class:`GuardError` if something is not as it was."""
         held = self.held
-        if len(held) != self.count or any(held[hooks] for hooks in _HOOKS):
+        who = f"submodule {self.name!r}" if self.name else "the model"
+        if any(held[hooks] for hooks in _HOOKS):
             raise GuardError(
-                f"submodule {self.name!r}: expected the attributes it had at capture and no hooks,"
-                " seen others; put them back or extract the graph again"
+                f"{who} has forward hooks: expected none, as at capture, since a replay does not"
+                " call them; remove them"
+            )
+        if (self.count is not None and len(held) != self.count) or (
+            self.tables is not None and _tables(held) != self.tables
+        ):
+            raise GuardError(
+                f"{who}: expected the attributes, parameters and children it had at capture, seen"
+                " others; put them back or extract the graph again"
             )
         for key, expected in zip(self.keys, self.values, strict=True):
             seen = held.get(key, _MISSING)
@@ -90,7 +117,7 @@ class Settings:
                 type(seen) in _PLAIN and type(seen) is type(expected) and seen == expected
             ):
                 raise GuardError(
-                    f"submodule {self.name!r}: expected the attribute {key!r} as at capture"
+                    f"{who}: expected the attribute {key!r} as at capture"
                     f" ({expected!r:.80}), seen {seen!r:.80}"
                 )
 
@@ -102,14 +129,15 @@ class State:
     Attributes:
         tensors: One binding for each distinct tensor.
         ties: Pairs (number in ``tensors``, a further place of the same tensor).
-        modules: (name, parent's dictionary, key, module, its training flag) of each submodule.
+        modules: (name, parent's dictionary, key, module, its training flag, its class) of each
+            submodule.
         settings: Everything else that the submodules hold.
         root: The model itself; its training flag is ``root_training`` at capture.
     """
 
     tensors: tuple[Binding, ...]
     ties: tuple[tuple[int, Binding], ...]
-    modules: tuple[tuple[str, dict[str, Any], str, nn.Module, bool], ...]
+    modules: tuple[tuple[str, dict[str, Any], str, nn.Module, bool, type], ...]
     settings: tuple[Settings, ...]
     root: nn.Module
     root_training: bool
@@ -124,14 +152,19 @@ class State:
         root = self.root
         if root.training is not self.root_training:
             raise _mode_changed("the model", self.root_training)
-        for name, owner, key, module, training in self.modules:
-            if owner.get(key) is not module:
+        for name, owner, key, module, training, kind in self.modules:
+            if owner.get(key) is not module or type(module) is not kind:
                 raise GuardError(
                     f"submodule {name!r}: expected the module that was there at capture, seen"
                     " another one or none; put it back or extract the graph again"
                 )
             if module.training is not training:
                 raise _mode_changed(f"submodule {name!r}", training)
+        if global_forward_hooks():
+            raise GuardError(
+                "forward hooks are registered for all modules: expected none, since a replay does"
+                " not call them; remove them"
+            )
         for settings in self.settings:
             settings.check()
         values = [binding.read() for binding in self.tensors]
@@ -147,7 +180,7 @@ class State:
     def describe(self) -> tuple[str, ...]:
         """What :meth:`read` checks, a line each."""
         lines = [f"the model: {'train' if self.root_training else 'eval'} mode"]
-        for name, _, _, module, training in self.modules:
+        for name, _, _, module, training, _ in self.modules:
             lines.append(
                 f"submodule {name!r}: this {type(module).__name__}, in"
                 f" {'train' if training else 'eval'} mode"
@@ -174,9 +207,12 @@ def referenced(graph: fx.Graph) -> frozenset[str]:
 
 def _reachable(model: nn.Module, names: frozenset[str]) -> Iterator[tuple[str, nn.Module]]:
     """The model and its submodules with their paths, but only those under ``names``."""
-    for path, module in model.named_modules():
-        if not path or path.partition(".")[0] in names:
-            yield path, module
+    yield "", model
+    seen: set[nn.Module] = set()
+    for name in sorted(names):
+        child = model._modules.get(name)
+        if child is not None:
+            yield from child.named_modules(seen, name)
 
 
 def _places(model: nn.Module, names: frozenset[str]) -> Iterator[Binding]:
@@ -191,6 +227,12 @@ def _places(model: nn.Module, names: frozenset[str]) -> Iterator[Binding]:
 def bind_state(model: nn.Module, graph: fx.Graph) -> State:
     """Find every tensor attribute, of a model and its submodules, that a graph can reach."""
     names = referenced(graph)
+    for path, module in _reachable(model, names):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"submodule {path!r} is a ScriptModule: expected an nn.Module; capture the module"
+                " it was made from"
+            )
     numbers: dict[int, int] = {}
     tensors: list[Binding] = []
     ties: list[tuple[int, Binding]] = []
@@ -201,7 +243,7 @@ def bind_state(model: nn.Module, graph: fx.Graph) -> State:
         else:
             ties.append((number, binding))
     modules = tuple(
-        (f"{path}.{key}" if path else key, parent._modules, key, child, child.training)
+        (f"{path}.{key}" if path else key, parent._modules, key, child, child.training, type(child))
         for path, parent in _reachable(model, names)
         for key, child in parent._modules.items()
         if child is not None and (path or key in names)
@@ -210,7 +252,10 @@ def bind_state(model: nn.Module, graph: fx.Graph) -> State:
         tensors=tuple(tensors),
         ties=tuple(ties),
         modules=modules,
-        settings=tuple(Settings.of(name, module) for name, _, _, module, _ in modules),
+        settings=(
+            Settings.of("", model, names - model._modules.keys()),
+            *(Settings.of(name, module) for name, _, _, module, _, _ in modules),
+        ),
         root=model,
         root_training=model.training,
     )

@@ -7,6 +7,7 @@ and capture has to see the tensors in it. Registering it would change the whole 
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -14,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ._torch_tracing import tree_flatten, tree_paths, tree_unflatten
+from ._torch_tracing import spec_children, tree_flatten, tree_paths, tree_unflatten
 
 if TYPE_CHECKING:
     from torch.utils._pytree import TreeSpec
 
 
+_CONTAINERS = (tuple, list, dict, OrderedDict, defaultdict, deque)
 _TENSORS = frozenset({torch.Tensor, nn.Parameter})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """An unregistered dataclass: its fields, in order, are the leaves of ``inner``."""
+    """An unregistered dataclass: its fields, and what else it holds, are leaves of ``inner``."""
 
     cls: type
     fields: tuple[str, ...]
@@ -70,11 +72,25 @@ def flatten(tree: Any) -> tuple[list[Any], Structure]:
         if not _is_record(top):
             leaves.append(top)
             continue
-        names = tuple(one.name for one in dataclasses.fields(top) if hasattr(top, one.name))
+        fields = [one.name for one in dataclasses.fields(top) if hasattr(top, one.name)]
+        names = tuple(dict.fromkeys([*fields, *getattr(top, "__dict__", ())]))
         parts, inner = flatten([getattr(top, name) for name in names])
         leaves += parts
         records.append((position, Record(cls=type(top), fields=names, inner=inner)))
     return leaves, Structure(spec=spec, records=tuple(records), count=len(leaves))
+
+
+def has_objects(structure: Structure) -> bool:
+    """Whether it holds objects that may have methods of their own: all but plain containers."""
+    waiting = [structure.spec]
+    while waiting:
+        spec = waiting.pop()
+        kind = spec.type
+        plain = kind in _CONTAINERS or kind is None or (kind is namedtuple)
+        if not plain:
+            return True
+        waiting += spec_children(spec)
+    return bool(structure.records)
 
 
 def unflatten(leaves: Sequence[Any], structure: Structure) -> Any:
@@ -108,7 +124,8 @@ def paths(structure: Structure) -> list[tuple[str, ...]]:
 
 
 def _is_record(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+    kind = type(value)
+    return dataclasses.is_dataclass(kind) and kind.__new__ is object.__new__
 
 
 def _made(record: Record, leaves: Any) -> Any:

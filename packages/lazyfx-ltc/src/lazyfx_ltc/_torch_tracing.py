@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode as _UntypedDispatchMode
 
@@ -28,12 +28,15 @@ __all__ = [
     "data_dependent_errors",
     "device_constructors",
     "fake_mode",
+    "global_forward_hooks",
     "is_fake",
+    "is_operator",
     "make_fx",
     "op_name",
     "pytree_input_spec",
     "schema_arguments",
     "schema_writes",
+    "spec_children",
     "storage_key",
     "tree_flatten",
     "tree_paths",
@@ -78,6 +81,12 @@ def fake_mode() -> Any:
     return _module("torch._subclasses.fake_tensor").FakeTensorMode(allow_non_fake_inputs=False)
 
 
+def global_forward_hooks() -> bool:
+    """Whether hooks are registered for all modules of the process."""
+    module = nn.modules.module
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
+
+
 def is_fake(value: Any) -> bool:
     """Whether a value is a fake tensor. Imports nothing."""
     module = sys.modules.get("torch._subclasses.fake_tensor")
@@ -87,6 +96,12 @@ def is_fake(value: Any) -> bool:
 def without_modes() -> Any:
     """A context in which no dispatch mode of the caller's (fake tensors, tracing) is active."""
     return _module("torch.utils._python_dispatch")._disable_current_modes()
+
+
+def is_operator(target: Any) -> bool:
+    """Whether a node's target is an operator of torch's registries."""
+    ops = torch._ops
+    return isinstance(target, (ops.OpOverload, ops.OpOverloadPacket, ops.HigherOrderOperator))
 
 
 def make_fx(function: Callable[..., Any], table: Any) -> Callable[..., fx.GraphModule]:
@@ -143,6 +158,12 @@ def schema_writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
         elif argument.name in kwargs:
             written.append(kwargs[argument.name])
     return written
+
+
+def spec_children(spec: TreeSpec) -> list[TreeSpec]:
+    """The specs in a spec; torch renamed the way to them."""
+    children: Any = getattr(spec, "children", None)
+    return list(spec.children_specs if children is None else children())
 
 
 def tree_flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
