@@ -728,7 +728,7 @@ def test_damaged_bytes_are_always_found(tmp_path, count):
 
 AUDITED = textwrap.dedent(
     """
-    import json, random, re, sys, warnings
+    import ast, json, random, sys, warnings
     warnings.simplefilter("ignore")
     import torch
     from lazyfx_core import load_graph
@@ -807,7 +807,14 @@ AUDITED = textwrap.dedent(
             watching = False
     print(json.dumps({"events": events[:10], "loaded": loaded, "called": called}))
     for source in {s.decode() if isinstance(s, bytes) else s for s in seen}:
-        assert not re.search(r"__import__|\\b(eval|exec|open|system)\\b *[(]", source), source
+        try:
+            nodes = list(ast.walk(ast.parse(source)))
+        except SyntaxError:
+            continue  # nothing can run it
+        # In quotes they are arguments like any other text, and a parameter may have any name.
+        called = [node.func for node in nodes if isinstance(node, ast.Call)]
+        words = [getattr(one, "id", getattr(one, "attr", "")) for one in called]
+        assert not {"__import__", "eval", "exec", "open", "system"}.intersection(words), source
     """
 )
 
