@@ -574,6 +574,25 @@ def test_only_what_the_model_writes_is_written_in_shared_memory() -> None:
     torch.testing.assert_close(memory, twin)
 
 
+@pytest.mark.parametrize("columns", [slice(None), slice(1, 3)])
+def test_views_of_shared_memory_that_is_written_are_views_of_it(columns: slice) -> None:
+    def model(a: Any, b: Any) -> Any:
+        a.add_(1)
+        b.mul_(2)
+        return a[0], b.t(), a + b.sum()
+
+    gm = fx.symbolic_trace(model)
+    ours = torch.arange(12.0).view(3, 4)
+    theirs = ours.clone()
+    a, b = ours[:, columns], ours[1:, columns]
+    compiled = ltc.extract_compiled_graph(gm, (a, b))
+    got, want = compiled(a, b), gm(theirs[:, columns], theirs[1:, columns])
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(ours, theirs)
+    got[0].zero_()
+    assert not a[0].any()
+
+
 def test_memory_of_numpy_that_overlaps_is_refused() -> None:
     import numpy
 

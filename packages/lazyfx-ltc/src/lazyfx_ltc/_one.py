@@ -62,12 +62,16 @@ class Capture:
             if reason is not None:
                 raise GuardError(reason)
             self._refuse_inference_tensors(sources)
-        # Copies: the program counts offsets from the start of the memory.
-        sources += [flat(sources, group).clone() for group in guard.groups]
+        given = len(sources)
+        sources += [flat(sources, group) for group in guard.groups]
         fresh: list[torch.Tensor] = []
         if program is not None:
             inputs = [
-                constant if number is None else _lifted(sources[number])
+                constant
+                if number is None
+                else _lifted(sources[number])
+                if number < given
+                else sources[number].clone()  # the program counts offsets from the start of memory
                 for number, constant in zip(program.inputs, program.constants, strict=True)
             ]
             autocast = guard.modes.autocast is not None
