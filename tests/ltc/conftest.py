@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -103,5 +105,23 @@ def alone() -> Callable[[str], subprocess.CompletedProcess[str]]:
         return subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
         )
+
+    return run
+
+
+@pytest.fixture
+def at_once() -> Callable[..., None]:
+    """Run each function on its own thread, started together; raises what one of them raised."""
+
+    def run(*functions: Callable[[], None]) -> None:
+        start = Barrier(len(functions))
+
+        def started(function: Callable[[], None]) -> None:
+            start.wait()
+            function()
+
+        with ThreadPoolExecutor(len(functions)) as pool:
+            for future in [pool.submit(started, function) for function in functions]:
+                future.result()
 
     return run

@@ -11,7 +11,6 @@ import logging
 import os
 import pickle
 import random
-import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -450,26 +449,17 @@ def test_a_dropped_capture_frees_all_it_held() -> None:
     assert [reference() for reference in dead] == [None, None, None]
 
 
-def test_a_call_of_a_new_kind_from_many_threads_is_captured_once() -> None:
+def test_a_call_of_a_new_kind_from_many_threads_is_captured_once(
+    at_once: Callable[..., None],
+) -> None:
     gm = fx.symbolic_trace(lambda a: a.tanh() * 3)
     compiled = ltc.extract_compiled_graph(gm, (X,))
-    failures: list[BaseException] = []
-    start = threading.Barrier(8)
 
     def work() -> None:
-        try:
-            x = torch.randn(6, 4)
-            start.wait()
-            torch.testing.assert_close(compiled(x), gm(x))
-        except BaseException as error:
-            failures.append(error)
+        x = torch.randn(6, 4)
+        torch.testing.assert_close(compiled(x), gm(x))
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    at_once(*[work] * 8)
     assert compiled.captures == 2
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -127,58 +129,35 @@ def graph_with(number: int) -> fx.GraphModule:
     return fx.symbolic_trace(lambda a: (a * number).tanh() + number)
 
 
-def test_threads_capture_and_replay_at_once() -> None:
-    failures: list[BaseException] = []
-
+def test_threads_capture_and_replay_at_once(at_once: Callable[..., None]) -> None:
     # symbolic_trace patches torch for the whole process: not from threads.
     models = [graph_with(number) for number in range(4)]
     falls_back = fx.symbolic_trace(lambda a: a.argmax() + a)
 
     def work(gm: fx.GraphModule) -> None:
-        try:
+        for _ in range(5):
+            compiled = ltc.extract_compiled_graph(gm, (X,))
             for _ in range(5):
-                compiled = ltc.extract_compiled_graph(gm, (X,))
-                for _ in range(5):
-                    torch.testing.assert_close(compiled(X), gm(X))
-        except BaseException as error:
-            failures.append(error)
+                torch.testing.assert_close(compiled(X), gm(X))
 
     # A fallback in one thread must not fail the others.
     def bad() -> None:
-        try:
-            with pytest.raises(ltc.FallbackError):
-                ltc.extract_compiled_graph(falls_back, (X,))
-        except BaseException as error:
-            failures.append(error)
+        with pytest.raises(ltc.FallbackError):
+            ltc.extract_compiled_graph(falls_back, (X,))
 
-    threads = [threading.Thread(target=work, args=(model,)) for model in models]
-    threads += [threading.Thread(target=bad)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    at_once(*(partial(work, model) for model in models), bad)
 
 
-def test_one_capture_is_safe_to_call_from_several_threads() -> None:
+def test_one_capture_is_safe_to_call_from_several_threads(at_once: Callable[..., None]) -> None:
     gm = fx.symbolic_trace(lambda a: (a.tanh() + 1, a * 2))
     compiled = ltc.extract_compiled_graph(gm, (X,))
-    failures: list[BaseException] = []
 
     def work() -> None:
-        try:
-            for _ in range(50):
-                mine = torch.randn(3, 4)
-                torch.testing.assert_close(compiled(mine), gm(mine))
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(50):
+            mine = torch.randn(3, 4)
+            torch.testing.assert_close(compiled(mine), gm(mine))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    at_once(*[work] * 4)
 
 
 def test_a_compiled_graph_cannot_be_changed_and_describes_itself(

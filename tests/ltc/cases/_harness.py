@@ -54,6 +54,28 @@ class Refused(Exception):
     """lazyfx-ltc said no, in so many words, and nothing was written."""
 
 
+# What is captured.
+
+
+class Function(nn.Module):
+    """Python that runs at each call, a leaf of the graph."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = [function]
+
+    def forward(self, *args: Any) -> Any:
+        return self.function[0](*args)
+
+
+def python(function: Callable[..., Any], count: int = 1) -> fx.GraphModule:
+    """A graph that calls ``function`` with its ``count`` arguments, and returns what it returns."""
+    graph = fx.Graph()
+    places = [graph.placeholder(f"arg{index}") for index in range(count)]
+    graph.output(graph.call_module("inner", tuple(places)))
+    return fx.GraphModule({"inner": Function(function)}, graph)
+
+
 # What is compared.
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _harness import Case, add, case, refusing
+from _harness import Case, add, case, python, refusing
 from torch import fx, nn
 
 import lazyfx_ltc as ltc
@@ -33,24 +33,6 @@ def chain(length: int) -> Callable[[Any], Any]:
         return a
 
     return run
-
-
-class Function(nn.Module):
-    """Python that runs at each call, a leaf of the graph."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = [function]
-
-    def forward(self, *args: Any) -> Any:
-        return self.function[0](*args)
-
-
-def python(function: Callable[..., Any], count: int = 1) -> fx.GraphModule:
-    graph = fx.Graph()
-    places = [graph.placeholder(f"arg{index}") for index in range(count)]
-    graph.output(graph.call_module("inner", tuple(places)))
-    return fx.GraphModule({"inner": Function(function)}, graph)
 
 
 def branch(a: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from _harness import Case, Pair, add, case
-from torch import fx, nn
+from _harness import Case, Pair, add, case, python
+from torch import nn
 
 X = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
@@ -23,22 +23,6 @@ class Colour(enum.Enum):
 class Level(enum.IntEnum):
     LOW = 1
     HIGH = 2
-
-
-class Function(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = [function]
-
-    def forward(self, *args: Any) -> Any:
-        return self.function[0](*args)
-
-
-def python(function: Callable[..., Any], count: int = 1) -> fx.GraphModule:
-    graph = fx.Graph()
-    places = [graph.placeholder(f"arg{index}") for index in range(count)]
-    graph.output(graph.call_module("inner", tuple(places)))
-    return fx.GraphModule({"inner": Function(function)}, graph)
 
 
 class Scaled(nn.Module):

@@ -87,7 +87,8 @@ def describe(value: object) -> tuple[str, dict[str, Any]] | None:
 
 def is_tensor_meta(value: object) -> bool:
     """Whether ``value`` is the ``TensorMetadata`` that shape propagation leaves."""
-    return _path(type(value)) == _TENSOR_META
+    cls = type(value)
+    return cls.__name__ == "TensorMetadata" and _path(cls) == _TENSOR_META
 
 
 def tensor_meta_key(value: Any) -> Any:

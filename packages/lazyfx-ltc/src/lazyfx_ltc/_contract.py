@@ -184,15 +184,22 @@ class _Observer(TorchDispatchMode):
             )
 
 
-def _refuse_changed_containers(
-    before: tuple[list[Any], Structure], after: tuple[list[Any], Structure], names: Sequence[str]
-) -> None:
-    same = before[1] == after[1] and all(map(operator.is_, before[0], after[0]))
-    if not same:
-        raise CaptureError(
-            f"the model changes a container that it is given ({', '.join(names) or 'no tensors'}):"
-            " a replay would not do that to the caller's; change a copy of it, and return that"
-        )
+_TakenApart = dict[str, tuple[list[Any], Structure]]
+
+
+def _taken_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _TakenApart:
+    named = {**{str(place): value for place, value in enumerate(args)}, **kwargs}
+    return {name: flatten(value) for name, value in named.items()}
+
+
+def _refuse_changed_containers(before: _TakenApart, after: _TakenApart) -> None:
+    for name, (leaves, structure) in before.items():
+        now, as_now = after[name]
+        if structure != as_now or not all(map(operator.is_, leaves, now)):
+            raise CaptureError(
+                f"the model changes argument {name}, a container that it is given: a replay would"
+                " not do that to the caller's; change a copy of it, and return that"
+            )
 
 
 def _refuse_changes_of_requires_grad(graph: fx.Graph) -> None:
@@ -258,7 +265,7 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
     asked = Asked(runner, observer.source_storages, subject.device)
     modes = ModesAsked(runner)
     args, kwargs = subject.arguments(fakes)
-    given = flatten((args, kwargs))
+    given = _taken_apart(args, kwargs)
     try:
         # In this order: leaving inference mode switches grad mode on.
         with (
@@ -280,7 +287,7 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
             f" inputs{user_line(error)}: {type(error).__name__}: {error}"
         ) from error
     watch.check()
-    _refuse_changed_containers(given, flatten((args, kwargs)), subject.names)
+    _refuse_changed_containers(given, _taken_apart(args, kwargs))
     _refuse_metadata_changes(fakes, before, subject.names)
     leaves, structure = flatten(result)
     described, fresh, shared = describe(leaves, fakes)
@@ -298,7 +305,7 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
         written=written,
         trace=tuple(observer.trace),
         answers=tuple(asked.answers),
-        modes_asked=frozenset(modes.asked),
+        modes_asked=modes.asked,
         in_autocast=asked.in_autocast,
         touched=tuple(
             number for number, fake in enumerate(fakes) if storage_key(fake) in observer.touched

@@ -18,7 +18,7 @@ from ._session import initialize
 from ._torch_tracing import core_decompositions, op_name
 
 _KEEP = frozenset(
-    # Captured as they are (_capture.py), or made of parts the backend lowers.
+    # Captured as they are (_record.py), or made of parts the backend lowers.
     {"aten::split", "aten::split_with_sizes", "aten::unbind", "aten::_safe_softmax", "aten::copy_"}
 )
 

@@ -11,8 +11,8 @@ import logging
 
 from torch import fx
 
-from ._capture import Recording
 from ._program import Program
+from ._record import Recording
 
 _LOGGER = logging.getLogger("lazyfx_ltc")
 

@@ -10,8 +10,9 @@ from torch import fx
 
 from lazyfx_core import InvalidGraphError, check_graph, require_graph_module
 
+from ._arguments import request
+from ._capture import capture
 from ._guards import Modes
-from ._make import capture, request
 from ._replay import CompiledGraph
 from ._session import initialize
 from .errors import InputError

@@ -2,7 +2,7 @@
 
 When torch's lazy backend meets an operator it has no kernel for, it runs everything up to there,
 computes the operator eagerly and goes on from the result: the value of that one run becomes a
-constant of the graph. Capture refuses before that happens (``_capture.py`` asks :func:`lowers`);
+constant of the graph. Capture refuses before that happens (``_record.py`` asks :func:`lowers`);
 what only shows inside a composite operator is found by the backend's counters, read as a
 difference, never reset: they belong to the process.
 """

@@ -97,9 +97,8 @@ class Guard:
         modes: The thread's state.
         written: Numbers of the sources that are written; groups of sources count as one.
         groups: Sources that share memory which is written.
-        requires_grad: Whether each source does, where python code of the user's own may ask.
-        identical: For each source the first that is the same object, where it may ask for that.
-        kinds: Whether each source is a parameter, where it may ask for that.
+        asked: For each source :func:`what_may_be_asked`, where the model has python code of the
+            user's own; else None.
     """
 
     structure: Structure
@@ -110,9 +109,7 @@ class Guard:
     modes: Modes
     written: tuple[int, ...]
     groups: tuple[Group, ...]
-    requires_grad: tuple[bool, ...] | None
-    identical: tuple[int, ...] | None
-    kinds: tuple[type, ...] | None
+    asked: tuple[tuple[type, bool, int], ...] | None
 
     def match(
         self, leaves: Sequence[Any], structure: Structure, modes: Modes
@@ -146,18 +143,22 @@ class Guard:
         if different is not None:
             return different
         sources = [*inputs, *own]
-        if self.identical is not None and same_objects(sources) != self.identical:
-            return "arguments: expected the same ones to be one object as at capture, seen others"
-        if self.kinds is not None and self.kinds != tuple(map(type, sources)):
-            return "arguments: expected the same ones to be nn.Parameter as at capture, seen others"
-        if self.requires_grad is not None:
-            for number, expected in enumerate(self.requires_grad):
-                if sources[number].requires_grad is not expected:
-                    return (
-                        f"{self.source_names[number]}: expected requires_grad={expected}, as at"
-                        f" capture, seen {not expected}"
-                    )
+        different = None if self.asked is None else self._why_not_asked(sources)
+        if different is not None:
+            return different
         return (self._why_not_memory(sources) if self.written else None) or sources
+
+    def _why_not_asked(self, sources: Sequence[torch.Tensor]) -> str | None:
+        """What python code of the user's own might see differ; None if nothing does."""
+        asked, names = what_may_be_asked(sources), self.source_names
+        for number, (expected, seen) in enumerate(zip(self.asked or (), asked, strict=True)):
+            if expected != seen:
+                kinds = [
+                    f"{kind.__name__}, requires_grad={grad}, the same object as {names[first]}"
+                    for kind, grad, first in (expected, seen)
+                ]
+                return f"{names[number]}: expected {kinds[0]}, as at capture, seen {kinds[1]}"
+        return None
 
     def _why_not_memory(self, sources: Sequence[torch.Tensor]) -> str | None:
         """Why the program's writes would not show everywhere; None if they would."""
@@ -208,10 +209,13 @@ class Guard:
         return tuple(lines)
 
 
-def same_objects(values: Sequence[Any]) -> tuple[int, ...]:
-    """For each value the number of the first that is the same object."""
+def what_may_be_asked(sources: Sequence[torch.Tensor]) -> tuple[tuple[type, bool, int], ...]:
+    """For each source its class, whether it requires grad, and the first that is the same one."""
     first: dict[int, int] = {}
-    return tuple(first.setdefault(id(value), number) for number, value in enumerate(values))
+    return tuple(
+        (type(one), one.requires_grad, first.setdefault(id(one), number))
+        for number, one in enumerate(sources)
+    )
 
 
 def same_value(one: Any, other: Any) -> bool:

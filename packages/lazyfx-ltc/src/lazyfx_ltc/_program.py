@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from . import _torch_lazy
-from ._capture import Recording
 from ._inputs import GraphInputMatcher
+from ._record import Recording
 from ._repair import Repair, scalar_of
 from ._text import Instruction, parse, write
 from .errors import CaptureError

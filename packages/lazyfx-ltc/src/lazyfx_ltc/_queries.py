@@ -17,14 +17,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ._run import OURS, TORCH, Runner
-from ._torch_tracing import storage_key, tree_flatten
+from ._torch_tracing import questions_about_gradients, storage_key, tree_flatten
 from .errors import CaptureError
 
-_ABOUT_GRADIENTS = frozenset(
-    getattr(torch.Tensor, name).__get__
-    for name in ("is_leaf", "grad_fn", "_base", "_version", "_grad", "grad", "output_nr")
-    if hasattr(getattr(torch.Tensor, name, None), "__get__")
-) | {torch.Tensor.is_inference, torch.Tensor._is_view}
 _DEVICE: Any = torch.Tensor.device
 _DEVICE = _DEVICE.__get__  # fake tensors have their own, which nobody notes
 _MODES = (torch.is_grad_enabled, torch.is_inference_mode_enabled)
@@ -63,7 +58,7 @@ class Asked(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         self.in_autocast |= torch.is_autocast_enabled(self._device) is not self._autocast
-        if func in _ABOUT_GRADIENTS:
+        if func in questions_about_gradients():
             raise CaptureError(
                 f"{self._runner.where()} asks what a tensor records for gradients"
                 f" ({getattr(func, '__self__', func)}), which differs from call to call"
@@ -129,7 +124,7 @@ class ModesAsked:
     """
 
     def __init__(self, runner: Runner) -> None:
-        self.asked: set[str] = set()
+        self.asked: dict[str, str] = {}
         self._runner = runner
         self._mine = False
 
@@ -138,7 +133,7 @@ class ModesAsked:
             self._mine = True
             sys.setprofile(self._note)
         else:
-            self.asked.update(one.__name__ for one in _MODES)
+            self.asked.update((one.__name__, "the model") for one in _MODES)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,7 +143,7 @@ class ModesAsked:
     def _note(self, frame: types.FrameType, event: str, called: Any) -> None:
         asks = event == "c_call" and called in _MODES
         if asks and not frame.f_code.co_filename.startswith((OURS, TORCH)):
-            self.asked.add(called.__name__)
+            self.asked.setdefault(called.__name__, self._runner.where())
         if event == "c_call" and _is_random(getattr(called, "__self__", None)):
             # Before the call: nothing has moved.
             raise CaptureError(
@@ -160,10 +155,11 @@ class ModesAsked:
 
 def _is_random(owner: Any) -> bool:
     """Whether it is a generator that the process shares: torch's, Python's or NumPy's."""
-    if isinstance(owner, torch.Generator) or owner is random._inst:
-        return True
-    numpy = sys.modules.get("numpy.random.mtrand")
-    return numpy is not None and owner is numpy._rand
+    draws = [random.random, getattr(sys.modules.get("numpy.random"), "random", None)]
+    shared = [getattr(draw, "__self__", None) for draw in draws]
+    return isinstance(owner, torch.Generator) or any(
+        owner is one for one in shared if one is not None
+    )
 
 
 def _has_tensor(value: Any) -> bool:

@@ -17,10 +17,11 @@ from torch import fx
 from lazyfx_core import LazyGraphModule
 
 from ._aliases import Group
+from ._arguments import endless, request
+from ._capture import capture
+from ._captured import Capture
 from ._drawing import drawing
 from ._guards import Modes
-from ._make import capture, endless, request
-from ._one import Capture
 from ._session import LOCK, initialize
 from ._specs import TensorSpec
 from ._structure import Structure, flatten_call, unflatten

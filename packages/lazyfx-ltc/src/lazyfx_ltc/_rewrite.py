@@ -3,7 +3,7 @@
 Two layers, because neither sees everything. :func:`force_lazy_device` edits the graph: factory
 calls and explicit devices of nodes. :class:`LazyDevices` catches the same inside leaf modules,
 whose Python code no graph edit reaches. What slips through both (a tensor hidden in a list, a
-transfer to another device) is refused by ``_capture.py``.
+transfer to another device) is refused by ``_record.py``.
 
 Sound because the contract run has already shown that every tensor of the model lives on the
 session's device: there, "move to that device" means "stay".

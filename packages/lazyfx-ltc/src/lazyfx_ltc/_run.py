@@ -1,7 +1,7 @@
 """Run a copy of a model, node by node, with other tensors in the place of its own.
 
 Capture runs the model twice without touching it: once on fake tensors (``_contract.py``) and once
-on lazy ones (``_capture.py``). Both need a copy in which every tensor of the model is replaced.
+on lazy ones (``_record.py``). Both need a copy in which every tensor of the model is replaced.
 ``copy.deepcopy`` with a pre-filled memo does that wherever the tensor is referenced, keeps ties,
 and copies no weight. Running by interpretation generates no code and knows the node at fault.
 """

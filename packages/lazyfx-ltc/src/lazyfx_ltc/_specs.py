@@ -108,7 +108,7 @@ class Contract:
         answers: What it asked of its tensors (``_queries.py``).
         in_autocast: Whether it switches autocast on or off itself.
         touched: Numbers of the sources whose values went into something that is no view of them.
-        modes_asked: The functions by which its python code asked for the thread's modes.
+        modes_asked: The functions by which its python code asked for the thread's modes, and where.
     """
 
     structure: Structure
@@ -118,6 +118,6 @@ class Contract:
     written: tuple[int, ...] = field(default=())
     trace: tuple[str, ...]
     answers: tuple[tuple[Any, Any], ...] = field(compare=False, repr=False)
-    modes_asked: frozenset[str] = frozenset()
+    modes_asked: dict[str, str] = field(default_factory=dict, compare=False)
     in_autocast: bool = False
     touched: tuple[int, ...] = ()

@@ -34,6 +34,7 @@ __all__ = [
     "make_fx",
     "op_name",
     "pytree_input_spec",
+    "questions_about_gradients",
     "schema_arguments",
     "schema_writes",
     "spec_children",
@@ -137,6 +138,15 @@ def op_name(func: Any) -> str:
     """``"aten::add.Tensor"`` of an operator overload; the default overload has no suffix."""
     schema = func._schema
     return f"{schema.name}.{schema.overload_name}" if schema.overload_name else str(schema.name)
+
+
+@cache
+def questions_about_gradients() -> frozenset[Any]:
+    """What a torch function mode gets for ``x.grad_fn``, ``x.is_leaf`` and the like."""
+    names = ("is_leaf", "grad_fn", "_base", "_version", "_grad", "grad", "output_nr")
+    found = [getattr(getattr(torch.Tensor, name, None), "__get__", None) for name in names]
+    methods = {torch.Tensor.is_inference, torch.Tensor._is_view}
+    return frozenset(one for one in found if one is not None) | methods
 
 
 def schema_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ._aliases import flat
-from ._guards import Guard, why_not_writable
+from ._guards import Guard
 from ._outputs import place, place_shared
 from ._program import Program
 from ._specs import Constant, Contract, Fresh, Itself, Leaf, ViewOf
@@ -35,6 +35,7 @@ class Capture:
         ir: The lazy IR as recorded.
         used: Numbers of the sources that a gradient would flow through.
         write_back: For the flat memory of a group, the members to write and their offsets.
+        targets: Numbers of the sources that are written in the end.
     """
 
     guard: Guard
@@ -44,23 +45,19 @@ class Capture:
     ir: str
     used: frozenset[int]
     write_back: dict[int, tuple[tuple[int, int], ...]]
+    targets: tuple[int, ...]
 
     def run(self, sources: list[torch.Tensor]) -> Any:
         """Run the program on the sources of a call that fits the guard; write, and return.
 
         Raises:
             GradientError: Grad mode is on, and a source requires grad.
-            GuardError: A source that is written is an expanded tensor.
+            GuardError: A source that is written was made in inference mode, and it is off.
         """
         contract, program, guard = self.contract, self.program, self.guard
         if torch.is_grad_enabled():
             self.refuse_gradients(sources)
-        if contract.written:
-            reason = why_not_writable(
-                sources, [n for n in contract.written if n < len(sources)], guard.names
-            )
-            if reason is not None:
-                raise GuardError(reason)
+        if self.targets and not torch.is_inference_mode_enabled():
             self._refuse_inference_tensors(sources)
         given = len(sources)
         sources += [flat(sources, group) for group in guard.groups]
@@ -83,14 +80,7 @@ class Capture:
                 split = len(contract.fresh)
                 fresh = self._arrange(results[:split])
                 for number, value in zip(contract.written, results[split:], strict=True):
-                    if number in self.write_back:
-                        for member, offset in self.write_back[number]:
-                            target = sources[member]
-                            whole = value.contiguous()
-                            target.copy_(whole.as_strided(target.shape, target.stride(), offset))
-                        continue
-                    target = sources[number]
-                    target.copy_(value if target.dim() else value.reshape(()))
+                    self._write(sources, number, value)
         leaves = [_leaf(described, sources, fresh) for described in contract.leaves]
         return unflatten(leaves, contract.structure)
 
@@ -104,13 +94,21 @@ class Capture:
                     " torch.no_grad(), or detach what you pass in"
                 )
 
+    def _write(self, sources: Sequence[torch.Tensor], number: int, value: torch.Tensor) -> None:
+        members = self.write_back.get(number)
+        if members is None:
+            target = sources[number]
+            target.copy_(value if target.dim() else value.reshape(()))
+            return
+        whole = value.contiguous()
+        for member, offset in members:
+            target = sources[member]
+            target.copy_(whole.as_strided(target.shape, target.stride(), offset))
+
     def _refuse_inference_tensors(self, sources: Sequence[torch.Tensor]) -> None:
         """Raise before anything ran if a write would: outside of inference mode, to one of it."""
-        if torch.is_inference_mode_enabled():
-            return
-        members = [number for pairs in self.write_back.values() for number, _ in pairs]
-        for number in (*self.contract.written, *members):
-            if number < len(sources) and sources[number].is_inference():
+        for number in self.targets:
+            if sources[number].is_inference():
                 raise GuardError(
                     f"{self.guard.source_names[number]} was made in inference mode, and the model"
                     " writes to it: expected a call in inference mode, or an ordinary tensor; pass"
@@ -167,7 +165,7 @@ class Capture:
 
 
 def _lifted(tensor: torch.Tensor) -> torch.Tensor:
-    """Zero-dimensional sources enter the program as one element; see ``_capture.py``."""
+    """Zero-dimensional sources enter the program as one element; see ``_record.py``."""
     return tensor if tensor.dim() else tensor.reshape(1)
 
 

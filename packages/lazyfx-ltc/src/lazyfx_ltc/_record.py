@@ -1,0 +1,332 @@
+"""Run the model on lazy tensors, so that torch's lazy backend records its graph.
+
+Nothing is computed: the lazy device only builds nodes. A dispatch mode sits directly above the
+backend (below functionalization, so it sees functional operators only) and
+
+* refuses what would leave the lazy device (a transfer, a value read, a hidden real tensor, an
+  operator without a lazy kernel) *before* it happens,
+* lowers the few operators the backend does not survive (``_lower.py``), and makes constants of
+  tables such as ``arange``,
+* notes the random draws in the order in which eager makes them,
+* keeps every intermediate tensor, and lets go of the youngest first: the backend frees a chain of
+  nodes recursively, and a long one would overflow the stack.
+
+Arguments and model tensors of zero dimensions enter as one-element tensors, since the backend
+merges equal scalars into one datum; the model sees a zero-dimensional view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from . import _torch_lazy
+from ._aliases import Group
+from ._contract import MAX_OPERATORS, draws, host_read
+from ._fallback import calls_that_leave, lowers
+from ._lower import LOWERED_HERE, is_table
+from ._queries import Answered
+from ._rewrite import LazyDevices, force_lazy_device
+from ._run import Runner, user_line
+from ._specs import Contract, Fresh
+from ._structure import flatten
+from ._subject import Subject
+from ._torch_tracing import TorchDispatchMode, op_name, tree_flatten
+from .errors import CaptureError, FallbackError, LtcError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """What the backend recorded; owns no lazy tensor.
+
+    The graph's outputs are, in this order: random draws, fresh outputs by slot, written sources.
+
+    Attributes:
+        text: The graph in TorchScript's notation.
+        ir: The lazy IR, as text.
+        hash: The hash torch's own extraction would look it up by.
+        source_ids: The number of the source behind a tensor id.
+        ids: Tensor id of each graph input.
+        values: The constant at each graph input, None where the input is a source.
+        draws: The number of random draws.
+    """
+
+    text: str
+    ir: str
+    hash: str
+    source_ids: dict[int, int]
+    ids: list[int]
+    values: list[Any]
+    draws: int
+
+
+def _lazies(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def _wrapped(value: Any) -> Any:
+    return _torch_lazy.wrapped(value) if isinstance(value, torch.Tensor) else value
+
+
+class _Recorder(TorchDispatchMode):
+    """Stands between the model and the backend."""
+
+    def __init__(self, runner: Runner, device: str) -> None:
+        super().__init__()
+        self.runner = runner
+        self.device = device
+        self.operators = 0
+        self.draws: list[torch.Tensor] = []
+        self.kept: list[Any] = []
+        self.missing: dict[str, str] = {}
+        self.must_not_miss = False
+        self.stand_ins: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        keywords = dict(kwargs or {})
+        name = op_name(func)
+        self._check(name, args, keywords)
+        lowered = LOWERED_HERE.get(name)
+        if lowered is not None:
+            result = lowered(*args, **keywords)
+        elif is_table(name, args, keywords) and not draws(func, args, keywords):
+            result = func(*args, **{**keywords, "device": self.device}).to("lazy")
+        elif name == "aten::lift_fresh" and args[0].dim() == 0:
+            result = self._constant(args[0])
+        elif lowers(name):
+            result, left = calls_that_leave(lambda: func(*args, **keywords), name)
+            for one in left:
+                self.missing.setdefault(one, f"{self.runner.where()}, inside {name}")
+                self.must_not_miss = True  # what it computed is in the graph by now
+        else:
+            result = self._stand_in_result(func, name, args, keywords)
+        tensors = _lazies(result)
+        if any(tensor.device.type != "lazy" for tensor in tensors):
+            raise self._off_device(name, next(t for t in tensors if t.device.type != "lazy"))
+        self.kept.append(tensors)
+        if draws(func, args, keywords):
+            self.draws.extend(tensors[:1])
+        if name == "aten::lift_fresh" or not _lazies((args, keywords)):
+            # Made under a dispatch mode: not yet what views and in-place operators expect.
+            result = fx.node.map_aggregate(result, _wrapped)
+        return result
+
+    def _check(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.operators += 1
+        if self.operators > 2 * MAX_OPERATORS:
+            raise CaptureError(
+                f"{self.runner.where()} is beyond operator {2 * MAX_OPERATORS} on the lazy device:"
+                " split the model and extract its parts"
+            )
+        if name == "aten::_local_scalar_dense":
+            raise host_read(name, self.runner)
+        for tensor in _lazies((args, kwargs)):
+            if tensor.device.type != "lazy":
+                raise self._off_device(name, tensor)
+        device = kwargs.get("device")
+        if device is not None and torch.device(device).type != "lazy":
+            raise CaptureError(
+                f"{self.runner.where()} sends a tensor to {device} ({name}{user_line()}), where"
+                " the captured graph cannot follow; leave the device out"
+            )
+
+    def _off_device(self, name: str, tensor: torch.Tensor) -> CaptureError:
+        return CaptureError(
+            f"{self.runner.where()} uses a tensor on {tensor.device} of shape"
+            f" {list(tensor.shape)} ({name}{user_line()}): expected only arguments, and tensors"
+            " that are attributes of the model or its submodules. Register it as a buffer, or"
+            " pass it as an argument"
+        )
+
+    def _constant(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A scalar the model makes, kept apart from the scalars the backend itself makes."""
+        _, values = _torch_lazy.device_data([tensor])
+        if len(values) != 1:
+            return tensor
+        one = torch.as_tensor(values[0], dtype=tensor.dtype).reshape(1)
+        apart: torch.Tensor = torch.ops.aten.view_copy.default(one.to("lazy"), [])
+        return apart
+
+    def _stand_in_result(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Go on with empty results: one error lists every missing operator, or nobody uses them."""
+        self.missing.setdefault(name, self.runner.where())
+        if draws(func, args, kwargs):
+            self.must_not_miss = True
+
+        def to_meta(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return torch.empty(value.shape, dtype=value.dtype, device="meta")
+            return value
+
+        def to_lazy(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            shape = value.shape or torch.Size([1])
+            data = torch.empty(shape, dtype=value.dtype, device=self.device).to("lazy")
+            self.stand_ins.add(_torch_lazy.tensor_id(data))
+            return data if value.dim() else torch.ops.aten.view_copy.default(data, [])
+
+        map_leaves = fx.node.map_aggregate
+        try:
+            meta_args, meta_kwargs = map_leaves(args, to_meta), map_leaves(kwargs, to_meta)
+            return map_leaves(func(*meta_args, **meta_kwargs), to_lazy)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            raise self.fallback() from error
+
+    def fallback(self) -> FallbackError:
+        """The error that lists what is missing so far."""
+        return FallbackError(list(self.missing), list(self.missing.values()))
+
+    def release(self) -> None:
+        """Free the recorded nodes, youngest first."""
+        self.draws.clear()
+        while self.kept:
+            self.kept.pop()
+
+
+def _lazy_sources(
+    sources: Sequence[torch.Tensor], groups: Sequence[Group]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each source (the lazy tensor that holds the data, what the model sees of it)."""
+    found = [_lazy_source(one) for one in sources]
+    for real, (_, seen) in zip(sources, found, strict=True):
+        if real.requires_grad and not seen.requires_grad:
+            seen.requires_grad_()  # the model's python code may ask
+    for group in groups:
+        first = sources[group.members[0]]
+        whole, seen = _lazy_source(torch.empty(group.numel, dtype=first.dtype, device=first.device))
+        for number, offset in zip(group.members, group.offsets, strict=True):
+            real = sources[number]
+            view = seen.as_strided(real.shape, real.stride(), offset)
+            if isinstance(real, nn.Parameter):
+                view = nn.Parameter(view, requires_grad=real.requires_grad)
+            found[number] = (found[number][0], view)
+        found.append((whole, seen))
+    return found
+
+
+def _lazy_source(real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for one that shares no memory. Its values are not read: any will do."""
+    shape = real.shape or torch.Size([1])
+    data = torch.empty(shape, dtype=real.dtype, device=real.device).to("lazy")
+    seen = data if real.dim() else data.view(())
+    if isinstance(real, nn.Parameter) and real.dim():
+        seen = nn.Parameter(data, requires_grad=real.requires_grad)
+    return data, seen
+
+
+def record(subject: Subject, contract: Contract, groups: Sequence[Group] = ()) -> Recording:
+    """Record a model on the lazy device.
+
+    Args:
+        subject: What is captured; nothing of it is changed, and no value of it is read.
+        contract: What the call must turn out to be.
+        groups: Sources that share memory, as they were observed.
+
+    Raises:
+        FallbackError: Operators have no lazy kernel.
+        CaptureError: The call does not fit its contract, or leaves the lazy device.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            sources = _lazy_sources(subject.sources, groups)
+        except (RuntimeError, NotImplementedError) as error:
+            raise CaptureError(
+                f"torch's lazy backend does not take tensors like the arguments: {error}"
+            ) from error
+        source_ids = {_torch_lazy.tensor_id(data): n for n, (data, _) in enumerate(sources)}
+        runner = subject.runner([seen for _, seen in sources])
+        force_lazy_device(runner.copied)
+        recorder = _Recorder(runner, subject.device)
+        try:
+            with torch.set_grad_enabled(subject.grad):
+                seen = [view for _, view in sources]
+                answered = Answered(runner, contract.answers, subject.place)
+                result = _run(runner, recorder, answered, *subject.arguments(seen))
+            if recorder.must_not_miss:
+                raise recorder.fallback()
+            outputs = _fresh_outputs(flatten(result)[0], contract)
+            written = [sources[number][0] for number in contract.written]
+            recording = _read(list(recorder.draws), [*outputs, *written], source_ids)
+            used = recorder.stand_ins.intersection(recording.ids)
+            if used:
+                raise recorder.fallback()
+            return recording
+        finally:
+            recorder.release()
+
+
+def _run(
+    runner: Runner,
+    recorder: _Recorder,
+    answered: Answered,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    try:
+        with LazyDevices(), recorder, answered:
+            result = runner.call(args, kwargs)
+        answered.check()
+    except LtcError:
+        raise
+    except Exception as error:  # whatever the backend or the model raises
+        if recorder.missing:
+            raise recorder.fallback() from error
+        raise CaptureError(
+            f"{runner.where()} failed on torch's lazy device{user_line(error)}:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+    return result
+
+
+def _fresh_outputs(leaves: Sequence[Any], contract: Contract) -> list[torch.Tensor]:
+    if len(leaves) != len(contract.leaves):
+        raise CaptureError(
+            f"the model returned {len(leaves)} values on the lazy device, and"
+            f" {len(contract.leaves)} before: its python code does not do the same twice"
+        )
+    fresh: dict[int, torch.Tensor] = {}
+    for position, (leaf, described) in enumerate(zip(leaves, contract.leaves, strict=True)):
+        if isinstance(described, Fresh):
+            if not isinstance(leaf, torch.Tensor) or leaf.device.type != "lazy":
+                raise CaptureError(
+                    f"output {position}: expected a tensor on the lazy device, seen"
+                    f" {getattr(leaf, 'device', type(leaf).__name__)}; the model's python code"
+                    " does not do the same twice"
+                )
+            fresh.setdefault(described.slot, leaf)
+    return [fresh[slot] for slot in range(len(contract.fresh))]
+
+
+def _read(
+    draws: list[torch.Tensor], results: list[torch.Tensor], source_ids: dict[int, int]
+) -> Recording:
+    roots = [*draws, *results]
+    if not roots:
+        nothing: dict[str, Any] = {"text": "", "ir": "", "hash": ""}
+        return Recording(**nothing, source_ids=source_ids, ids=[], values=[], draws=0)
+    roots = _torch_lazy.settled(roots)
+    ids, values = _torch_lazy.device_data(roots)
+    return Recording(
+        text=_torch_lazy.backend_text(roots),
+        ir=_torch_lazy.ir_text(roots),
+        hash=_torch_lazy.graph_hash(roots),
+        source_ids=source_ids,
+        ids=ids,
+        values=[
+            None if one in source_ids else value for one, value in zip(ids, values, strict=True)
+        ],
+        draws=len(draws),
+    )
