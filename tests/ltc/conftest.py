@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
@@ -95,6 +95,20 @@ def agrees() -> Callable[..., ltc.CompiledGraph]:
         return compiled
 
     return check
+
+
+@pytest.fixture(scope="session")
+def strange() -> Iterator[Any]:
+    """Operators that no program can call: they return a number, or take text it cannot write."""
+    library = torch.library.Library("lazyfx_ltc_tests", "DEF")
+    library.define("scaled(Tensor x) -> (Tensor, float)")
+    library.impl("scaled", lambda x: (x * 2, 2.0), "CompositeExplicitAutograd")
+    library.define("named(Tensor x, str name) -> Tensor")
+    library.impl("named", lambda x, name: x + len(name), "CompositeExplicitAutograd")
+    library.define("drawn(Tensor x) -> (Tensor, float)", tags=(torch.Tag.nondeterministic_seeded,))
+    library.impl("drawn", lambda x: (torch.rand_like(x), 1.0), "CompositeExplicitAutograd")
+    yield torch.ops.lazyfx_ltc_tests
+    library._destroy()
 
 
 @pytest.fixture

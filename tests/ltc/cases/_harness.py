@@ -56,6 +56,22 @@ class Refused(Exception):
 
 # What is captured.
 
+_LIBRARY = torch.library.Library("lazyfx_ltc_cases", "DEF")
+_LIBRARY.define("scaled(Tensor x, float by) -> (Tensor, float)")
+_LIBRARY.impl("scaled", lambda x, by: (x * by, by), "CompositeExplicitAutograd")
+_LIBRARY.define("named(Tensor x, str name) -> Tensor")
+_LIBRARY.impl("named", lambda x, name: x + len(name), "CompositeExplicitAutograd")
+
+
+def scaled(x: torch.Tensor, by: float = 2.0) -> torch.Tensor:
+    """By an operator that no program can call: it returns a number."""
+    return torch.ops.lazyfx_ltc_cases.scaled(x, by)[0]
+
+
+def named(x: torch.Tensor, name: str = 'a"b') -> torch.Tensor:
+    """By an operator with an argument that the notation of programs has no word for."""
+    return torch.ops.lazyfx_ltc_cases.named(x, name)
+
 
 class Function(nn.Module):
     """Python that runs at each call, a leaf of the graph."""

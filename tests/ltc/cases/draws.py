@@ -64,9 +64,7 @@ CASES: dict[str, Case] = {
     "rand": case(lambda a: (torch.rand(2, 3), torch.rand(4) + a), X, how="make_fx"),
     "randn": case(lambda a: torch.randn(3, 4) * a, X, how="make_fx"),
     "randint": case(lambda a: torch.randint(0, 9, (3, 4)) + a, X, how="make_fx"),
-    "randperm": case(
-        lambda a: torch.randperm(4) + a, X, how="make_fx", refused="no kernel for .*randperm"
-    ),
+    "randperm": case(lambda a: torch.randperm(4) + a, X, how="make_fx"),
     "bernoulli": case(lambda a: torch.bernoulli(a.sigmoid()) + a, X),
     "bernoulli of a number": case(lambda a: torch.bernoulli(a, 0.3) + a, X),
     "bernoulli_": case(lambda a: torch.empty_like(a).bernoulli_(0.3) + a, X, how="make_fx"),
@@ -75,13 +73,9 @@ CASES: dict[str, Case] = {
     "an argument filled with normal numbers": case(lambda a: a.normal_(2.0, 3.0), X),
     "random_": case(lambda a: torch.empty_like(a).random_() + a, X, how="make_fx"),
     "random_ up to a number": case(lambda a: torch.empty_like(a).random_(7) + a, X, how="make_fx"),
-    "exponential_": case(lambda a: torch.empty_like(a).exponential_(), X, refused="exponential"),
-    "normal of tensors": case(
-        lambda a: torch.normal(a, a.abs()), X, refused="no kernel for .*aten::normal"
-    ),
-    "multinomial": case(
-        lambda a: torch.multinomial(a.softmax(-1), 2), X, refused="no kernel for .*multinomial"
-    ),
+    "exponential_": case(lambda a: torch.empty_like(a).exponential_(), X),
+    "normal of tensors": case(lambda a: torch.normal(a, a.abs()), X),
+    "multinomial": case(lambda a: torch.multinomial(a.softmax(-1), 2), X),
     "draws used in reverse": case(reversed_use, X),
     "a draw nobody uses": case(one_unused, X),
     "only draws nobody uses": case(none_used, X),
@@ -94,7 +88,7 @@ CASES: dict[str, Case] = {
         lambda q: F.scaled_dot_product_attention(q, q, q, dropout_p=0.3),
         torch.randn(1, 2, 3, 4),
     ),
-    "randomised relu": case(lambda a: F.rrelu(a, training=True), X, refused="rrelu"),
+    "randomised relu": case(lambda a: F.rrelu(a, training=True), X),
     "many draws of different kinds": case(
         lambda a: F.dropout(torch.randn(3, 4) + torch.rand_like(a), 0.5) * torch.bernoulli(a * 0),
         X,

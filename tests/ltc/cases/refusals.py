@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _harness import Case, add, case, python, refusing
+from _harness import Case, add, case, named, python, refusing, scaled
 from torch import fx, nn
 
 import lazyfx_ltc as ltc
@@ -33,6 +33,16 @@ def chain(length: int) -> Callable[[Any], Any]:
         return a
 
     return run
+
+
+def written_to_a_list(*tensors: Any) -> Any:
+    torch._foreach_add_(tensors, 2)
+    return tensors
+
+
+def written_by_itself(*tensors: Any) -> Any:
+    torch._foreach_mul_(tensors, [tensors[0], tensors[0]])
+    return tensors
 
 
 def branch(a: Any) -> Any:
@@ -157,12 +167,18 @@ CASES: dict[str, Case] = {
     "an error raised on purpose": case(
         python(lambda a: [][1]), X, refused="node 'inner'.*IndexError"
     ),
-    "missing kernels, all listed": case(
-        lambda a: a.log1p() + a.argmax() + a.erf(),
+    "operators outside any program, all listed": case(
+        lambda a: scaled(a) + named(a) + a.erf(),
         X,
-        refused="3 operator.*log1p .*argmax .*erf",
+        refused=r"2 operator.*::scaled .*::named",
     ),
-    "a missing kernel in dead code, which is left out": case(lambda a: (a.argmax(), a + 1)[1], X),
+    "such an operator in dead code, which is left out": case(lambda a: (scaled(a), a + 1)[1], X),
+    "an operator that writes, and returns nothing": case(
+        python(lambda a: written_to_a_list(a + 1, a * 2)), X
+    ),
+    "lists that share memory": case(
+        python(lambda a: written_by_itself(a + 1, a * 2)), X, refused="share memory"
+    ),
     "4900 operators": case(chain(4900), X),
     "20000 operators": case(chain(20000), X, refused=SPLIT),
     "20000 operators in a leaf": case(python(chain(20000)), X, refused=SPLIT),

@@ -266,5 +266,5 @@ def _note(made: Capture, recording: Recording, seconds: float) -> None:
             len(made.contract.trace),
             calls,
             seconds * 1e3,
-            recording.draws,
+            len(recording.draws),
         )

@@ -6,7 +6,7 @@ Nothing is written before the program has returned: a call that raises has chang
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from ._aliases import flat
 from ._guards import Guard
 from ._outputs import place, place_shared
 from ._program import Program
-from ._specs import Constant, Contract, Fresh, Itself, Leaf, ViewOf
-from ._structure import unflatten
+from ._specs import Constant, Contract, Fresh, Itself, Leaf, TensorSpec, ViewOf, picker
+from ._structure import assembler, unflatten
 from .errors import CaptureError, GradientError, GuardError
 
 _NOTHING: Any = contextlib.nullcontext()
@@ -54,35 +54,59 @@ class Capture:
             GradientError: Grad mode is on, and a source requires grad.
             GuardError: A source that is written was made in inference mode, and it is off.
         """
-        contract, program, guard = self.contract, self.program, self.guard
         if torch.is_grad_enabled():
             self.refuse_gradients(sources)
         if self.targets and not torch.is_inference_mode_enabled():
             self._refuse_inference_tensors(sources)
+        autocast = self.guard.modes.autocast is not None
+        with (
+            torch.no_grad(),
+            torch.autocast(self.device, enabled=False) if autocast else _NOTHING,
+        ):
+            fresh = self._compute(sources)
+        return self._assembled(sources, fresh)  # views of sources follow the caller's grad mode
+
+    def run_checked(self, sources: list[torch.Tensor]) -> Any:
+        """:meth:`run` for sources that it would not refuse, outside of autocast.
+
+        Where grad mode is on, no source may require grad.
+        """
+        return self._assembled(sources, self._compute(sources))
+
+    def _compute(self, sources: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The computed outputs by slot; writes what is to be written."""
+        contract, program = self.contract, self.program
         given = len(sources)
-        sources += [flat(sources, group) for group in guard.groups]
-        fresh: list[torch.Tensor] = []
-        if program is not None:
-            inputs = [
-                constant
-                if number is None
-                else _lifted(sources[number])
-                if number < given
-                else sources[number].clone()  # the program counts offsets from the start of memory
-                for number, constant in zip(program.inputs, program.constants, strict=True)
-            ]
-            autocast = guard.modes.autocast is not None
-            with (
-                torch.no_grad(),
-                torch.autocast(self.device, enabled=False) if autocast else _NOTHING,
-            ):
-                results = self._results(program, self._computed(program, inputs))
-                split = len(contract.fresh)
-                fresh = self._arrange(results[:split])
-                for number, value in zip(contract.written, results[split:], strict=True):
-                    self._write(sources, number, value)
+        sources += [flat(sources, group) for group in self.guard.groups]
+        if program is None:
+            return []
+        inputs = [
+            constant
+            if number is None
+            else _lifted(sources[number])
+            if number < given
+            else sources[number].clone()  # the program counts offsets from the start of memory
+            for number, constant in zip(program.inputs, program.constants, strict=True)
+        ]
+        results = self._results(program, self._computed(program, inputs))
+        split = len(contract.fresh)
+        fresh = self._arrange(results[:split])
+        for number, value in zip(contract.written, results[split:], strict=True):
+            self._write(sources, number, value)
+        return fresh
+
+    def _assembled(self, sources: Sequence[torch.Tensor], fresh: Sequence[torch.Tensor]) -> Any:
+        contract = self.contract
         leaves = [_leaf(described, sources, fresh) for described in contract.leaves]
         return unflatten(leaves, contract.structure)
+
+    def prepared(self) -> Callable[[list[torch.Tensor]], Any]:
+        """:meth:`run_checked`, quickly for programs that only compute new tensors."""
+        contract, program = self.contract, self.program
+        plain = all(isinstance(leaf, Fresh) for leaf in contract.leaves)
+        if program is None or contract.written or contract.shared or not plain:
+            return self.run_checked
+        return _Prepared(self, program)
 
     def refuse_gradients(self, sources: Sequence[torch.Tensor]) -> None:
         """Raise if the results of a call under grad mode would have to carry gradients."""
@@ -119,9 +143,7 @@ class Capture:
         try:
             return program.function(*inputs)
         except RuntimeError as error:
-            raise CaptureError(
-                f"the captured program failed, and nothing was written: {error}"
-            ) from error
+            raise _failed(error) from error
 
     def _results(self, program: Program, returned: Any) -> list[torch.Tensor]:
         """The program's results in order, those that must not be handed out as they are cloned."""
@@ -162,6 +184,57 @@ class Capture:
         if isinstance(leaf, ViewOf):
             return f"a view of {names[leaf.source]}, {list(leaf.size)}"
         return str(self.contract.fresh[leaf.slot])
+
+
+class _Prepared:
+    """Runs a program whose results are the leaves that the caller gets."""
+
+    __slots__ = ("_assemble", "_constants", "_function", "_pick", "_places", "_scalars")
+
+    def __init__(self, capture: Capture, program: Program) -> None:
+        contract = capture.contract
+        self._function = program.function
+        count = len(capture.guard.source_names)
+        constants = [one for one in program.constants if one is not None]
+        self._constants = constants
+        following = iter(range(count, count + len(constants)))
+        numbers = [next(following) if one is None else one for one in program.inputs]
+        self._pick = picker(numbers)
+        specs = [one for one in capture.guard.leaves if isinstance(one, TensorSpec)]
+        specs += capture.guard.state_specs
+        self._scalars = [
+            place
+            for place, number in enumerate(numbers)
+            if number < len(specs) and not specs[number].shape
+        ]
+        slots = [leaf.slot for leaf in contract.leaves if isinstance(leaf, Fresh)]
+        self._assemble = assembler(contract.structure)
+        self._places = [
+            (program.results[slot], program.own[slot], contract.fresh[slot]) for slot in slots
+        ]
+
+    def __call__(self, sources: list[torch.Tensor]) -> Any:
+        inputs: Sequence[Any] = self._pick([*sources, *self._constants])
+        if self._scalars:
+            inputs = lifted = [*inputs]
+            for number in self._scalars:
+                lifted[number] = lifted[number].reshape(1)
+        try:
+            returned = self._function(*inputs)
+        except RuntimeError as error:
+            raise _failed(error) from error
+        outputs = returned if isinstance(returned, tuple) else (returned,)
+        leaves = []
+        for where, own, spec in self._places:
+            value = outputs[where]
+            if not own:
+                value = value.clone()
+            leaves.append(value if value.stride() == spec.stride else place(value, spec))
+        return self._assemble(leaves)
+
+
+def _failed(error: RuntimeError) -> CaptureError:
+    return CaptureError(f"the captured program failed, and nothing was written: {error}")
 
 
 def _lifted(tensor: torch.Tensor) -> torch.Tensor:

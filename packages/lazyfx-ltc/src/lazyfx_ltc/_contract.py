@@ -69,7 +69,7 @@ def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return given.get("dropout_p", 1.0) != 0 and given.get("train", True) is not False
 
 
-def _only_looks(func: Any, name: str) -> bool:
+def only_looks(func: Any, name: str) -> bool:
     """Whether an operator gives a view of its argument, or takes no more than its shape."""
     views = any(one.alias_info is not None for one in func._schema.returns)
     base = name.partition("::")[2].partition(".")[0]
@@ -111,7 +111,7 @@ class _Observer(TorchDispatchMode):
         self._refuse(func, name, args, keywords)
         for target in schema_writes(func, args, keywords):
             self.written.update(storage_key(tensor) for tensor in _tensors(target))
-        if not _only_looks(func, name):
+        if not only_looks(func, name):
             self.touched.update(storage_key(one) for one in _tensors((args, keywords)))
         result = func(*args, **keywords)
         drawing = draws(func, args, keywords)
@@ -139,6 +139,8 @@ class _Observer(TorchDispatchMode):
                         " are neither arguments nor tensors of the model (instance normalisation"
                         " does, which keeps running statistics); use track_running_stats=False"
                     )
+        if base.startswith("aten::_foreach_"):
+            self._refuse_shared_lists(func, name, args, kwargs)
         if base == "aten::as_strided":
             self._refuse_as_strided(args, kwargs)
 
@@ -150,6 +152,19 @@ class _Observer(TorchDispatchMode):
                 f"{self.runner.where()} is a batch normalisation of no elements, or its statistics"
                 " share memory with each other or with its input: expected separate tensors, and"
                 " something to normalise"
+            )
+
+    def _refuse_shared_lists(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Eager goes through the lists one by one, and reads what it wrote before."""
+        lists = schema_writes(func, args, kwargs)
+        written = [storage_key(one) for one in _tensors(lists)]
+        every = [storage_key(one) for one in _tensors((args, kwargs))]
+        if any(every.count(one) > 1 for one in written):
+            raise CaptureError(
+                f"{self.runner.where()} writes to a list of tensors ({name}) of which some share"
+                " memory with each other or with operands; use the operator for single tensors"
             )
 
     def _refuse_as_strided(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

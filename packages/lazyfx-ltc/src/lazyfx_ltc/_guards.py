@@ -146,7 +146,7 @@ class Guard:
         different = None if self.asked is None else self._why_not_asked(sources)
         if different is not None:
             return different
-        return (self._why_not_memory(sources) if self.written else None) or sources
+        return (self.why_not_memory(sources) if self.written else None) or sources
 
     def _why_not_asked(self, sources: Sequence[torch.Tensor]) -> str | None:
         """What python code of the user's own might see differ; None if nothing does."""
@@ -160,7 +160,7 @@ class Guard:
                 return f"{names[number]}: expected {kinds[0]}, as at capture, seen {kinds[1]}"
         return None
 
-    def _why_not_memory(self, sources: Sequence[torch.Tensor]) -> str | None:
+    def why_not_memory(self, sources: Sequence[torch.Tensor]) -> str | None:
         """Why the program's writes would not show everywhere; None if they would."""
         members = {number for group in self.groups for number in group.members}
         written = members.union(number for number in self.written if number < len(sources))

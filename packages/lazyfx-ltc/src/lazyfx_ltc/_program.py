@@ -12,12 +12,13 @@ still moves the random state in eager.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from . import _torch_lazy
+from ._called import splice
 from ._inputs import GraphInputMatcher
 from ._record import Recording
 from ._repair import Repair, scalar_of
@@ -51,15 +52,26 @@ class Program:
     calls: dict[str, int]
 
 
-def _live(instructions: list[Instruction], wanted: Iterable[str]) -> list[Instruction]:
-    needed = set(wanted)
-    kept: list[Instruction] = []
-    for one in reversed(instructions):
-        if any(name in needed for name, _ in one.outs):
-            needed.update(one.ins)
-            kept.append(one)
-    kept.reverse()
-    return kept
+def _scheduled(
+    instructions: Sequence[Instruction], effects: Sequence[str], wanted: Iterable[str]
+) -> list[Instruction]:
+    """What is needed for values, each after its operands; first for the effects, in their order."""
+    makers = {name: one for one in instructions for name, _ in one.outs}
+    placed: set[int] = set()
+    order: list[Instruction] = []
+    for name in (*effects, *wanted):
+        waiting = [(makers[name], False)] if name in makers else []
+        while waiting:
+            one, ready = waiting.pop()
+            if id(one) in placed:
+                continue
+            if ready:
+                placed.add(id(one))
+                order.append(one)
+                continue
+            waiting.append((one, True))
+            waiting += [(makers[into], False) for into in reversed(one.ins) if into in makers]
+    return order
 
 
 def build(recording: Recording, results: int) -> Program:
@@ -73,10 +85,12 @@ def build(recording: Recording, results: int) -> Program:
         CaptureError: The text does not say what the recording promised.
     """
     inputs, instructions, returned = parse(recording.text)
-    if len(inputs) != len(recording.ids) or len(returned) != recording.draws + results:
+    draws = sum(one >= 0 for one in recording.draws)
+    promised = draws + recording.operands + results
+    if len(inputs) != len(recording.ids) or len(returned) != promised:
         raise CaptureError(
             f"the recorded graph has {len(inputs)} inputs and {len(returned)} outputs: expected"
-            f" {len(recording.ids)} and {recording.draws + results}; please report it together"
+            f" {len(recording.ids)} and {promised}; please report it together"
             " with the torch version"
         )
     matcher = GraphInputMatcher(recording.source_ids, recording.ids, recording.values)
@@ -87,15 +101,28 @@ def build(recording: Recording, results: int) -> Program:
         for name, value in values.items()
         if positions[name] is None and (scalar := scalar_of(value)) is not None
     }
-    repair = Repair(scalars, set(returned[: recording.draws]))
+    repair = Repair(scalars, set(returned[:draws]))
     for one in instructions:
         repair.add(one)
-    wanted = [repair.aliases.get(name, name) for name in returned]
-    draws, wanted_results = wanted[: recording.draws], wanted[recording.draws :]
-    live = _live(repair.done, wanted)
+    named = [repair.aliases.get(name, name) for name in returned]
+    first = draws + recording.operands
+    called, made, firsts = splice(recording.calls, named[draws:first])
+    stand_ins = {
+        name: made[one] for name, one in zip(inputs, recording.ids, strict=True) if one in made
+    }
+    named = [stand_ins.get(name, name) for name in named]
+    everything = [
+        replace(one, ins=tuple(stand_ins.get(name, name) for name in one.ins))
+        for one in (*repair.done, *called)
+    ]
+    effects = [named[one] if one >= 0 else firsts[~one] for one in recording.draws]
+    wanted_results = named[first:]
+    live = _scheduled(everything, effects, wanted_results)
     used = {name for one in live for name in one.ins}
     # A draw somebody uses runs anyway; one nobody uses must stay an output to run at all.
-    outputs = list(dict.fromkeys([*(name for name in draws if name not in used), *wanted_results]))
+    outputs = list(
+        dict.fromkeys([*(name for name in effects if name not in used), *wanted_results])
+    )
     names = [name for name in inputs if name in used or name in outputs]
     text = write(names, live, outputs)
     try:

@@ -17,7 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ._run import OURS, TORCH, Runner
-from ._torch_tracing import questions_about_gradients, storage_key, tree_flatten
+from ._torch_tracing import is_operator, questions_about_gradients, storage_key, tree_flatten
 from .errors import CaptureError
 
 _DEVICE: Any = torch.Tensor.device
@@ -69,7 +69,12 @@ class Asked(TorchFunctionMode):
                 f" ({func.__name__}), which differs from call to call; use clone() on it first"
             )
         result = func(*args, **(kwargs or {}))
-        if func != _DEVICE and not _has_tensor(result):
+        if func != _DEVICE and _is_answer(result):
+            if is_operator(func) and not str(func).startswith(("aten.", "prim")):
+                raise CaptureError(
+                    f"{self._runner.where()} returns no tensor ({func}): what it returns for this"
+                    " call would be baked in; return a tensor"
+                )
             self.answers.append((func, result))
         return result
 
@@ -99,7 +104,7 @@ class Answered(TorchFunctionMode):
             self._next += 1
             return self._answers[self._next - 1][1]
         result = func(*args, **(kwargs or {}))
-        if not _has_tensor(result):
+        if _is_answer(result):
             raise self._not_the_same(func)
         return result
 
@@ -162,7 +167,8 @@ def _is_random(owner: Any) -> bool:
     )
 
 
-def _has_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) or any(
-        isinstance(leaf, torch.Tensor) for leaf in tree_flatten(value)[0]
-    )
+def _is_answer(value: Any) -> bool:
+    """Whether a result is neither tensors nor nothing; what returns nothing does something."""
+    if value is None or isinstance(value, torch.Tensor):
+        return False
+    return not any(isinstance(leaf, torch.Tensor) for leaf in tree_flatten(value)[0])

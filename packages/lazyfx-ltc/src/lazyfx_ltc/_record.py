@@ -4,7 +4,8 @@ Nothing is computed: the lazy device only builds nodes. A dispatch mode sits dir
 backend (below functionalization, so it sees functional operators only) and
 
 * refuses what would leave the lazy device (a transfer, a value read, a hidden real tensor, an
-  operator without a lazy kernel) *before* it happens,
+  operator that can be no part of the program) *before* it happens,
+* notes calls of operators without a lazy kernel, which the program makes itself (``_called.py``),
 * lowers the few operators the backend does not survive (``_lower.py``), and makes constants of
   tables such as ``arange``,
 * notes the random draws in the order in which eager makes them,
@@ -26,8 +27,9 @@ from torch import fx, nn
 
 from . import _torch_lazy
 from ._aliases import Group
-from ._contract import MAX_OPERATORS, draws, host_read
-from ._fallback import calls_that_leave, lowers
+from ._called import Call, Calls, can_be_called, lazy_data
+from ._contract import MAX_OPERATORS, draws, host_read, only_looks
+from ._fallback import calls_that_leave, is_composite, lowers
 from ._lower import LOWERED_HERE, is_table
 from ._queries import Answered
 from ._rewrite import LazyDevices, force_lazy_device
@@ -43,7 +45,8 @@ from .errors import CaptureError, FallbackError, LtcError
 class Recording:
     """What the backend recorded; owns no lazy tensor.
 
-    The graph's outputs are, in this order: random draws, fresh outputs by slot, written sources.
+    The graph's outputs are, in this order: random draws, operands of calls, fresh outputs by slot,
+    written sources.
 
     Attributes:
         text: The graph in TorchScript's notation.
@@ -52,7 +55,10 @@ class Recording:
         source_ids: The number of the source behind a tensor id.
         ids: Tensor id of each graph input.
         values: The constant at each graph input, None where the input is a source.
-        draws: The number of random draws.
+        draws: What moves the random state, in eager's order: the number of a draw among the
+            graph's outputs, or ``~n`` for the n-th call.
+        calls: Operators that the program calls between what the graph computes.
+        operands: The number of tensors that they start from.
     """
 
     text: str
@@ -61,7 +67,9 @@ class Recording:
     source_ids: dict[int, int]
     ids: list[int]
     values: list[Any]
-    draws: int
+    draws: tuple[int, ...]
+    calls: tuple[Call, ...]
+    operands: int
 
 
 def _lazies(tree: Any) -> list[torch.Tensor]:
@@ -80,7 +88,8 @@ class _Recorder(TorchDispatchMode):
         self.runner = runner
         self.device = device
         self.operators = 0
-        self.draws: list[torch.Tensor] = []
+        self.draws: list[torch.Tensor | int] = []
+        self.calls = Calls(device)
         self.kept: list[Any] = []
         self.missing: dict[str, str] = {}
         self.must_not_miss = False
@@ -96,30 +105,59 @@ class _Recorder(TorchDispatchMode):
         keywords = dict(kwargs or {})
         name = op_name(func)
         self._check(name, args, keywords)
-        lowered = LOWERED_HERE.get(name)
-        if lowered is not None:
-            result = lowered(*args, **keywords)
-        elif is_table(name, args, keywords) and not draws(func, args, keywords):
-            result = func(*args, **{**keywords, "device": self.device}).to("lazy")
-        elif name == "aten::lift_fresh" and args[0].dim() == 0:
-            result = self._constant(args[0])
-        elif lowers(name):
-            result, left = calls_that_leave(lambda: func(*args, **keywords), name)
-            for one in left:
-                self.missing.setdefault(one, f"{self.runner.where()}, inside {name}")
-                self.must_not_miss = True  # what it computed is in the graph by now
-        else:
-            result = self._stand_in_result(func, name, args, keywords)
+        result = self._result(func, name, args, keywords)
         tensors = _lazies(result)
         if any(tensor.device.type != "lazy" for tensor in tensors):
             raise self._off_device(name, next(t for t in tensors if t.device.type != "lazy"))
         self.kept.append(tensors)
-        if draws(func, args, keywords):
-            self.draws.extend(tensors[:1])
         if name == "aten::lift_fresh" or not _lazies((args, keywords)):
             # Made under a dispatch mode: not yet what views and in-place operators expect.
             result = fx.node.map_aggregate(result, _wrapped)
         return result
+
+    def _result(self, func: Any, name: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """What an operator returns on the lazy device, by the first way that there is."""
+        lowered = LOWERED_HERE.get(name)
+        if lowered is not None:
+            return lowered(*args, **keywords)
+        if is_table(name, args, keywords) and not draws(func, args, keywords):
+            return func(*args, **{**keywords, "device": self.device}).to("lazy")
+        if name == "aten::lift_fresh" and args[0].dim() == 0:
+            return self._constant(args[0])
+        if not is_composite(name):
+            return self._native(func, args, keywords)
+        in_parts = lowers(name)
+        makes = not _lazies((args, keywords)) and not draws(func, args, keywords)
+        if in_parts and (only_looks(func, name) or makes):
+            return self._in_parts(func, name, args, keywords)
+        if can_be_called(func, args, keywords):
+            return self._called(func, args, keywords)
+        if in_parts:
+            return self._in_parts(func, name, args, keywords)
+        return self._stand_in_result(func, name, args, keywords)
+
+    def _native(self, func: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        result = func(*args, **keywords)
+        if draws(func, args, keywords):
+            self.draws.extend(_lazies(result)[:1])
+        return result
+
+    def _in_parts(
+        self, func: Any, name: str, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
+        result, left = calls_that_leave(lambda: func(*args, **keywords), name)
+        for one in left:
+            self.missing.setdefault(one, f"{self.runner.where()}, inside {name}")
+            self.must_not_miss = True  # what it computed is in the graph by now
+        if draws(func, args, keywords):
+            self.draws.extend(_lazies(result)[:1])
+        return result
+
+    def _called(self, func: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        drawing = draws(func, args, keywords)
+        if drawing:
+            self.draws.append(~len(self.calls.made))
+        return self.calls.add(func, args, keywords, drawing)
 
     def _check(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.operators += 1
@@ -162,8 +200,9 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         """Go on with empty results: one error lists every missing operator, or nobody uses them."""
         self.missing.setdefault(name, self.runner.where())
-        if draws(func, args, kwargs):
-            self.must_not_miss = True
+        schema = func._schema
+        if draws(func, args, kwargs) or schema.is_mutable or not schema.returns:
+            self.must_not_miss = True  # it does something, whether or not its results are used
 
         def to_meta(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
@@ -173,10 +212,9 @@ class _Recorder(TorchDispatchMode):
         def to_lazy(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
-            shape = value.shape or torch.Size([1])
-            data = torch.empty(shape, dtype=value.dtype, device=self.device).to("lazy")
-            self.stand_ins.add(_torch_lazy.tensor_id(data))
-            return data if value.dim() else torch.ops.aten.view_copy.default(data, [])
+            made, one = lazy_data(value.shape, value.dtype, self.device)
+            self.stand_ins.add(one)
+            return made
 
         map_leaves = fx.node.map_aggregate
         try:
@@ -192,6 +230,8 @@ class _Recorder(TorchDispatchMode):
     def release(self) -> None:
         """Free the recorded nodes, youngest first."""
         self.draws.clear()
+        while self.calls.operands:
+            self.calls.operands.pop()
         while self.kept:
             self.kept.pop()
 
@@ -259,7 +299,7 @@ def record(subject: Subject, contract: Contract, groups: Sequence[Group] = ()) -
                 raise recorder.fallback()
             outputs = _fresh_outputs(flatten(result)[0], contract)
             written = [sources[number][0] for number in contract.written]
-            recording = _read(list(recorder.draws), [*outputs, *written], source_ids)
+            recording = _read(recorder, [*outputs, *written], source_ids)
             used = recorder.stand_ins.intersection(recording.ids)
             if used:
                 raise recorder.fallback()
@@ -311,22 +351,33 @@ def _fresh_outputs(leaves: Sequence[Any], contract: Contract) -> list[torch.Tens
 
 
 def _read(
-    draws: list[torch.Tensor], results: list[torch.Tensor], source_ids: dict[int, int]
+    recorder: _Recorder, results: list[torch.Tensor], source_ids: dict[int, int]
 ) -> Recording:
-    roots = [*draws, *results]
-    if not roots:
-        nothing: dict[str, Any] = {"text": "", "ir": "", "hash": ""}
-        return Recording(**nothing, source_ids=source_ids, ids=[], values=[], draws=0)
+    calls = tuple(recorder.calls.made)
+    draws = [one for one in recorder.draws if isinstance(one, torch.Tensor)]
+    operands = recorder.calls.operands
+    numbers = iter(range(len(draws)))
+    order = tuple(one if isinstance(one, int) else next(numbers) for one in recorder.draws)
+    shared: dict[str, Any] = {
+        "source_ids": source_ids,
+        "draws": order,
+        "calls": calls,
+        "operands": len(operands),
+    }
+    roots = [*draws, *operands, *results]
+    if not results and not order:
+        return Recording(text="", ir="", hash="", ids=[], values=[], **shared)
     roots = _torch_lazy.settled(roots)
     ids, values = _torch_lazy.device_data(roots)
+    stand_ins = {one for call in calls for one in call.ids}
     return Recording(
         text=_torch_lazy.backend_text(roots),
         ir=_torch_lazy.ir_text(roots),
         hash=_torch_lazy.graph_hash(roots),
-        source_ids=source_ids,
         ids=ids,
         values=[
-            None if one in source_ids else value for one, value in zip(ids, values, strict=True)
+            None if one in source_ids or one in stand_ins else value
+            for one, value in zip(ids, values, strict=True)
         ],
-        draws=len(draws),
+        **shared,
     )

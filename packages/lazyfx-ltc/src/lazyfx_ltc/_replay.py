@@ -23,11 +23,13 @@ from ._captured import Capture
 from ._drawing import drawing
 from ._guards import Modes
 from ._session import LOCK, initialize
+from ._shortcut import MISS, Shortcut, shortcut
 from ._specs import TensorSpec
 from ._structure import Structure, flatten_call, unflatten
 from ._torch_tracing import is_fake
 from .errors import GuardError, InputError, LtcError
 
+_TRIES = 100  # calls that alternate between kinds do not profit; then no more is prepared
 _LOGGER = logging.getLogger("lazyfx_ltc")
 
 
@@ -80,7 +82,17 @@ class CompiledGraph:
     Pickles as its model and the kinds of calls it has captured; they are captured anew on loading.
     """
 
-    __slots__ = ("__weakref__", "_captures", "_device", "_graph", "_max", "_model", "_on_mismatch")
+    __slots__ = (
+        "__weakref__",
+        "_captures",
+        "_device",
+        "_graph",
+        "_max",
+        "_missed",
+        "_model",
+        "_on_mismatch",
+        "_shortcut",
+    )
 
     def __init__(
         self,
@@ -98,6 +110,8 @@ class CompiledGraph:
         self._captures = captures
         self._on_mismatch = on_mismatch
         self._max = max_captures
+        self._shortcut: Shortcut | None = None
+        self._missed = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the captured graph.
@@ -115,6 +129,11 @@ class CompiledGraph:
             LtcError: The call cannot be captured, for the reasons that
                 :func:`lazyfx_ltc.extract_compiled_graph` lists.
         """
+        short = self._shortcut
+        if short is not None and not kwargs:
+            result = short(args)
+            if result is not MISS:
+                return result
         try:
             leaves, structure = flatten_call(args, kwargs)
         except RecursionError as error:
@@ -123,8 +142,18 @@ class CompiledGraph:
         for held in reversed(self._captures):
             sources = held.guard.match(leaves, structure, modes)
             if not isinstance(sources, str):
+                if not kwargs:
+                    self._shorten(held, args, sources)
                 return held.run(sources)
         return self._unlike(args, kwargs, leaves, structure, modes)
+
+    def _shorten(
+        self, held: Capture, args: tuple[Any, ...], sources: Sequence[torch.Tensor]
+    ) -> None:
+        """Prepare the short way for more calls like this one."""
+        if self._missed < _TRIES:
+            self._missed += 1
+            self._shortcut = shortcut(held, args, sources)
 
     def _unlike(
         self,

@@ -10,7 +10,9 @@ of them, what memory layout the fresh ones have, and which inputs are written.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,6 +82,14 @@ class Fresh:
     """An output the program computes; ``slot`` numbers the distinct ones."""
 
     slot: int
+
+
+def picker(numbers: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """A function that picks what stands at some numbers of a sequence."""
+    if len(numbers) == 1:
+        (only,) = numbers
+        return lambda values: (values[only],)
+    return itemgetter(*numbers) if numbers else lambda values: ()
 
 
 Leaf = Constant | Itself | ViewOf | Fresh

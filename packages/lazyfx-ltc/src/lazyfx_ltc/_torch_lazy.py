@@ -174,6 +174,25 @@ def schemas(kind: str) -> tuple[Any, ...]:
     return tuple(_private("_jit_get_schemas_for_operator")(kind))
 
 
+@cache
+def code_of(value: torch.dtype | torch.layout) -> int:
+    """The number that TorchScript writes for a dtype or a layout."""
+    graph = _private("Graph")()
+    node = graph.insertConstant(value).node()
+    return int(str(node).partition("value=")[2].partition("]")[0])
+
+
+def overload_of(text: str, kind: str) -> str | None:
+    """The overload (``"aten::add.Tensor"``) that a graph's last call of ``kind`` resolves to."""
+    found = None
+    for node in _private("parse_ir")(text).nodes():
+        if node.kind() == kind and (described := node.schema()) != "(no schema)":
+            schema = _private("parse_schema")(described)
+            name, overload = schema.name, schema.overload_name
+            found = f"{name}.{overload}" if overload else str(name)
+    return found
+
+
 def read_graph(
     text: str,
 ) -> tuple[list[int], list[tuple[list[int], list[int], Any | None]], list[int]]:

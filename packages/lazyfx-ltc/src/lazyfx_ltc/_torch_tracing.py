@@ -28,9 +28,11 @@ __all__ = [
     "data_dependent_errors",
     "device_constructors",
     "fake_mode",
+    "global_forward_hook_tables",
     "global_forward_hooks",
     "is_fake",
     "is_operator",
+    "is_overload",
     "make_fx",
     "op_name",
     "pytree_input_spec",
@@ -82,10 +84,15 @@ def fake_mode() -> Any:
     return _module("torch._subclasses.fake_tensor").FakeTensorMode(allow_non_fake_inputs=False)
 
 
+def global_forward_hook_tables() -> tuple[dict[int, Any], ...]:
+    """The tables of hooks that are registered for all modules of the process."""
+    module = nn.modules.module
+    return module._global_forward_hooks, module._global_forward_pre_hooks
+
+
 def global_forward_hooks() -> bool:
     """Whether hooks are registered for all modules of the process."""
-    module = nn.modules.module
-    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
+    return any(global_forward_hook_tables())
 
 
 def is_fake(value: Any) -> bool:
@@ -97,6 +104,11 @@ def is_fake(value: Any) -> bool:
 def without_modes() -> Any:
     """A context in which no dispatch mode of the caller's (fake tensors, tracing) is active."""
     return _module("torch.utils._python_dispatch")._disable_current_modes()
+
+
+def is_overload(target: Any) -> bool:
+    """Whether something is one overload of an operator, as dispatch modes see them."""
+    return isinstance(target, torch._ops.OpOverload)
 
 
 def is_operator(target: Any) -> bool:

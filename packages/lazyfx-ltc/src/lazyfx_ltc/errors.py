@@ -62,10 +62,10 @@ class FallbackError(CaptureError):
     def __init__(self, ops: Sequence[str], where: Sequence[str]) -> None:
         listed = ", ".join(f"{op} (at {place})" for op, place in zip(ops, where, strict=True))
         super().__init__(
-            f"torch's lazy backend has no kernel for {len(ops)} operator(s) of the model: {listed}."
-            " Expected: only operators the backend lowers, as anything else would be computed once"
-            " and baked in. Re-trace the model with make_fx(model,"
-            " decomposition_table=lazyfx_ltc.decompositions()), or rewrite these calls"
+            f"{len(ops)} operator(s) of the model can be no part of a captured program: {listed}."
+            " Expected: operators with a lazy kernel, or functional ones from tensors, numbers and"
+            ' names to tensors. Extract with fallback="partition", which runs these calls eagerly'
+            " between captured segments, or rewrite them"
         )
         self.ops = tuple(ops)
         self.where = tuple(where)
