@@ -5,11 +5,13 @@ initialise the lazy backend; the first extraction does, or :func:`initialize`.
 """
 
 from ._decompose import decompositions
+from ._explanation import Explanation
 from ._extract import extract_compiled_graph
 from ._fallback import get_fallback_ops
 from ._inputs import GraphInputMatcher
 from ._outputs import ReturnValueHandler
-from ._replay import CompiledGraph, Explanation
+from ._partition import PartitionedGraph
+from ._replay import CompiledGraph
 from ._rewrite import force_lazy_device
 from ._session import initialize
 from .errors import (
@@ -36,6 +38,7 @@ __all__ = [
     "HostReadError",
     "InputError",
     "LtcError",
+    "PartitionedGraph",
     "ReturnValueHandler",
     "SessionError",
     "__version__",

@@ -12,9 +12,10 @@ that are tensors, and arguments that the program's notation has words for.
 
 from __future__ import annotations
 
+import collections
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,7 @@ class Call:
             None where the operator gives no tensor.
         scalars: The ids of results without dimensions.
         draws: Whether it moves the random state.
+        dense: The operands that are contiguous in eager.
     """
 
     op: str
@@ -63,6 +65,7 @@ class Call:
     results: tuple[int | tuple[int, ...] | None, ...]
     scalars: frozenset[int]
     draws: bool
+    dense: frozenset[int]
 
     @property
     def ids(self) -> list[int]:
@@ -127,8 +130,10 @@ def _arguments(
 class Calls:
     """The calls of one recording, and the lazy tensors that they start from."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, dense: Mapping[str, Sequence[tuple[bool, ...]]]) -> None:
         self.device = device
+        self._dense = dense
+        self._counts: collections.Counter[str] = collections.Counter()
         self.made: list[Call] = []
         self.operands: list[torch.Tensor] = []
         self._mode = fake_mode()
@@ -136,6 +141,7 @@ class Calls:
     def add(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], draws: bool) -> Any:
         """Note a call; returns lazy tensors that stand for its results."""
         args, kwargs = map_aggregate(args, self._moved), map_aggregate(kwargs, self._moved)
+        first = len(self.operands)
         arguments = _arguments(func, args, kwargs, self._operand)
         results = self._examples(func, args, kwargs)
         ids: list[int | tuple[int, ...] | None] = []
@@ -168,9 +174,24 @@ class Calls:
                 results=tuple(ids),
                 scalars=frozenset(scalars),
                 draws=draws,
+                dense=self._dense_operands(op_name(func), first),
             )
         )
         return tuple(stand_ins) if isinstance(results, tuple) else stand_ins[0]
+
+    def _dense_operands(self, op: str, first: int) -> frozenset[int]:
+        """The operands from ``first`` on that are contiguous in eager.
+
+        A copy by ``contiguous`` leaves no trace in the recording, and some kernels count on it. If
+        eager made no such call, to be contiguous is always right.
+        """
+        numbers = range(first, len(self.operands))
+        calls = self._dense.get(op, ())
+        seen = calls[self._counts[op]] if self._counts[op] < len(calls) else ()
+        self._counts[op] += 1
+        if len(seen) != len(numbers):
+            return frozenset(numbers)
+        return frozenset(n for n, is_dense in zip(numbers, seen, strict=True) if is_dense)
 
     def _moved(self, value: Any) -> Any:
         """A device in the place of the lazy one."""
@@ -225,11 +246,14 @@ def splice(
     instructions: list[Instruction] = []
     names: dict[int, str] = {}
     firsts: list[str] = []
-    for place, call in enumerate(calls):
-        fresh = (f"k{place}x{index}" for index in range(sys.maxsize))
-        before, ins = _splice_arguments(call.arguments, operands, fresh)
-        if call.draws:
-            ins = [_contiguous(name, before, fresh) if name in operands else name for name in ins]
+    for index, call in enumerate(calls):
+        fresh = (f"k{index}x{count}" for count in range(sys.maxsize))
+        dense: list[Instruction] = []
+        named = list(operands)
+        for place in sorted(call.dense):
+            named[place] = _contiguous(operands[place], dense, fresh)
+        before, ins = _splice_arguments(call.arguments, named, fresh)
+        before = [*dense, *before]
         outs = tuple((next(fresh), kind) for kind in call.returns)
         called = Instruction(outs=outs, kind=call.op.partition(".")[0], attrs=None, ins=tuple(ins))
         instructions += [*before, called]
@@ -266,7 +290,7 @@ def _as_one_element(name: str, instructions: list[Instruction], fresh: Iterator[
 
 
 def _contiguous(name: str, instructions: list[Instruction], fresh: Iterator[str]) -> str:
-    """Random numbers are drawn in the order of memory; eager's operands were contiguous."""
+    """The same values in a contiguous tensor, the same one if it is."""
     zero, dense = next(fresh), next(fresh)
     instructions += [
         number(zero, 0),

@@ -86,6 +86,7 @@ class _Observer(TorchDispatchMode):
         self.runner = runner
         self.device = device
         self.trace: list[str] = []
+        self.dense: dict[str, list[tuple[bool, ...]]] = {}
         self.touched: set[int] = set()
         self.written: set[int] = set()
         self.source_storages = {storage_key(tensor) for tensor in sources}
@@ -109,6 +110,8 @@ class _Observer(TorchDispatchMode):
         if name.split(".")[0] in _HOST_READS:
             raise host_read(name, self.runner)
         self._refuse(func, name, args, keywords)
+        operands = tuple(one.is_contiguous() for one in _tensors((args, keywords)))
+        self.dense.setdefault(name, []).append(operands)
         for target in schema_writes(func, args, keywords):
             self.written.update(storage_key(tensor) for tensor in _tensors(target))
         if not only_looks(func, name):
@@ -292,12 +295,15 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
             modes,
         ):
             result = runner.call(args, kwargs)
-    except LtcError:
+    except LtcError as error:
+        runner.blame(error)
         raise
     except data_dependent_errors() as error:
-        raise host_read(str(getattr(error, "func", error)), runner, error) from error
+        refused = host_read(str(getattr(error, "func", error)), runner, error)
+        runner.blame(refused)
+        raise refused from error
     except Exception as error:  # whatever the user's model raises
-        raise CaptureError(
+        raise runner.blamed(
             f"{runner.where()} failed while the shapes of the model were worked out for these"
             f" inputs{user_line(error)}: {type(error).__name__}: {error}"
         ) from error
@@ -319,6 +325,7 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
         shared=shared,
         written=written,
         trace=tuple(observer.trace),
+        dense=observer.dense,
         answers=tuple(asked.answers),
         modes_asked=modes.asked,
         in_autocast=asked.in_autocast,

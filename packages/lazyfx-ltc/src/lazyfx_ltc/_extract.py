@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from torch import fx
 
 from lazyfx_core import InvalidGraphError, check_graph, require_graph_module
 
-from ._arguments import request
-from ._capture import capture
-from ._guards import Modes
+from ._partition import PartitionedGraph, has_calls
 from ._replay import CompiledGraph
 from ._session import initialize
-from .errors import InputError
+from .errors import CaptureError, InputError
+
+
+@overload
+def extract_compiled_graph(
+    model: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    example_kwargs: Mapping[str, Any] | None = ...,
+    *,
+    on_mismatch: Literal["capture", "error"] = ...,
+    max_captures: int = ...,
+    fallback: Literal["error"] = ...,
+) -> CompiledGraph: ...
+
+
+@overload
+def extract_compiled_graph(
+    model: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    example_kwargs: Mapping[str, Any] | None = ...,
+    *,
+    on_mismatch: Literal["capture"] = ...,
+    max_captures: int = ...,
+    fallback: Literal["partition"],
+) -> CompiledGraph | PartitionedGraph: ...
 
 
 def extract_compiled_graph(
@@ -25,7 +47,8 @@ def extract_compiled_graph(
     *,
     on_mismatch: Literal["capture", "error"] = "capture",
     max_captures: int = 8,
-) -> CompiledGraph:
+    fallback: Literal["error", "partition"] = "error",
+) -> CompiledGraph | PartitionedGraph:
     """Capture a model on torch's lazy device as something that runs without retracing.
 
     Nothing is executed: neither the model nor the program runs on data, and the random state does
@@ -45,6 +68,9 @@ def extract_compiled_graph(
             value, train or eval mode, ...): ``"capture"`` it as well and go on, or raise a
             :class:`GuardError`.
         max_captures: How many captures are kept; the oldest goes first.
+        fallback: What becomes of a model that cannot be captured whole: an ``"error"``, or a
+            ``"partition"``, a :class:`PartitionedGraph` in which what cannot be captured runs as in
+            eager, between captured pieces. They are found when it is first called.
 
     Returns:
         A callable with the model's signature and return structure.
@@ -53,7 +79,7 @@ def extract_compiled_graph(
         NotAGraphModuleError: ``model`` is something else.
         InvalidGraphError: Its graph cannot run; names the node.
         InputError: An example input cannot be captured; names the argument.
-        FallbackError: The lazy backend has no kernel for some operators; lists them all.
+        FallbackError: Some operators can be no part of a program; lists them all.
         HostReadError: The model reads a tensor's value; names the node.
         CaptureError: The model does something else a captured graph could not repeat.
         SessionError: This process has no working lazy backend.
@@ -68,20 +94,24 @@ def extract_compiled_graph(
             "example_inputs: expected a tuple or list of arguments, seen"
             f" {type(example_inputs).__name__}; pass (x,) for a single one"
         )
+    if fallback not in ("error", "partition"):
+        raise ValueError(f"fallback: expected 'error' or 'partition', seen {fallback!r}")
+    if fallback == "partition" and on_mismatch == "error":
+        raise ValueError(
+            "on_mismatch: expected 'capture' with fallback='partition', seen 'error': a call could"
+            " be refused after some of its pieces have run"
+        )
     device = initialize()
     _check_graph(model)
     graph = copy.deepcopy(model.graph)
-    wanted = request(tuple(example_inputs), dict(example_kwargs or {}))
-    # Calls that need gradients are refused, so a model with parameters is meant for no_grad.
-    first = capture(model, graph, wanted, device, Modes.now(device), grad_if_needed=False)
-    return CompiledGraph(
-        model,
-        graph,
-        device,
-        (first,),
-        on_mismatch=on_mismatch,
-        max_captures=max_captures,
-    )
+    options: Any = {"on_mismatch": on_mismatch, "max_captures": max_captures}
+    args, kwargs = tuple(example_inputs), dict(example_kwargs or {})
+    try:
+        return CompiledGraph.captured(model, graph, args, kwargs, device, **options)
+    except CaptureError as error:
+        if fallback == "error" or not has_calls(graph):
+            raise
+        return PartitionedGraph(model, graph, device, error, max_captures=max_captures)
 
 
 def _check_graph(model: fx.GraphModule) -> None:

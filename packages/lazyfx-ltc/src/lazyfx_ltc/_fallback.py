@@ -55,6 +55,31 @@ def calls_that_leave(call: Callable[[], Any], op: str) -> tuple[Any, set[str]]:
     return result, left or set()
 
 
+_native: dict[str, bool] = {}
+
+
+def native_result(call: Callable[[], Any], op: str) -> tuple[Any, bool]:
+    """What a call of an operator with a lazy kernel returns, and whether that can be trusted.
+
+    Some of these kernels are no kernels: they take the operator apart, and torch gets it wrong
+    (``pixel_shuffle`` gives memory that nobody has written). A true one counts its calls under its
+    own name, whichever thread makes them.
+    """
+    known = _native.get(op)
+    if known is not None:
+        return (call(), True) if known else (None, False)
+    before = _own_counts(op)
+    result = call()
+    _native[op] = _own_counts(op) > before
+    return result, _native[op]
+
+
+def _own_counts(op: str) -> int:
+    name = op.partition("::")[2].partition(".")[0]
+    counts = _torch_lazy.counters()
+    return sum(counts.get(f"lazy::{name}{suffix}", 0) for suffix in ("", "_symint"))
+
+
 def is_composite(op: str) -> bool:
     """Whether the backend gets ``op`` in parts, any of which it may lack a kernel for."""
     return not _torch_lazy.has_kernel(op, "Lazy")

@@ -29,7 +29,7 @@ from . import _torch_lazy
 from ._aliases import Group
 from ._called import Call, Calls, can_be_called, lazy_data
 from ._contract import MAX_OPERATORS, draws, host_read, only_looks
-from ._fallback import calls_that_leave, is_composite, lowers
+from ._fallback import calls_that_leave, is_composite, lowers, native_result
 from ._lower import LOWERED_HERE, is_table
 from ._queries import Answered
 from ._rewrite import LazyDevices, force_lazy_device
@@ -83,15 +83,16 @@ def _wrapped(value: Any) -> Any:
 class _Recorder(TorchDispatchMode):
     """Stands between the model and the backend."""
 
-    def __init__(self, runner: Runner, device: str) -> None:
+    def __init__(self, runner: Runner, device: str, contract: Contract) -> None:
         super().__init__()
         self.runner = runner
         self.device = device
         self.operators = 0
         self.draws: list[torch.Tensor | int] = []
-        self.calls = Calls(device)
+        self.calls = Calls(device, contract.dense)
         self.kept: list[Any] = []
         self.missing: dict[str, str] = {}
+        self.missing_at: list[str] = []
         self.must_not_miss = False
         self.stand_ins: set[int] = set()
 
@@ -125,8 +126,12 @@ class _Recorder(TorchDispatchMode):
         if name == "aten::lift_fresh" and args[0].dim() == 0:
             return self._constant(args[0])
         if not is_composite(name):
-            return self._native(func, args, keywords)
-        in_parts = lowers(name)
+            result, trusted = native_result(lambda: func(*args, **keywords), name)
+            if trusted:
+                if draws(func, args, keywords):
+                    self.draws.extend(_lazies(result)[:1])
+                return result
+        in_parts = is_composite(name) and lowers(name)
         makes = not _lazies((args, keywords)) and not draws(func, args, keywords)
         if in_parts and (only_looks(func, name) or makes):
             return self._in_parts(func, name, args, keywords)
@@ -136,17 +141,12 @@ class _Recorder(TorchDispatchMode):
             return self._in_parts(func, name, args, keywords)
         return self._stand_in_result(func, name, args, keywords)
 
-    def _native(self, func: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        result = func(*args, **keywords)
-        if draws(func, args, keywords):
-            self.draws.extend(_lazies(result)[:1])
-        return result
-
     def _in_parts(
         self, func: Any, name: str, args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
         result, left = calls_that_leave(lambda: func(*args, **keywords), name)
         for one in left:
+            self._misses()
             self.missing.setdefault(one, f"{self.runner.where()}, inside {name}")
             self.must_not_miss = True  # what it computed is in the graph by now
         if draws(func, args, keywords):
@@ -199,6 +199,7 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Go on with empty results: one error lists every missing operator, or nobody uses them."""
+        self._misses()
         self.missing.setdefault(name, self.runner.where())
         schema = func._schema
         if draws(func, args, kwargs) or schema.is_mutable or not schema.returns:
@@ -223,9 +224,15 @@ class _Recorder(TorchDispatchMode):
         except (RuntimeError, TypeError, NotImplementedError) as error:
             raise self.fallback() from error
 
+    def _misses(self) -> None:
+        if self.runner.node is not None:
+            self.missing_at.append(self.runner.node.name)
+
     def fallback(self) -> FallbackError:
         """The error that lists what is missing so far."""
-        return FallbackError(list(self.missing), list(self.missing.values()))
+        error = FallbackError(list(self.missing), list(self.missing.values()))
+        error.nodes = tuple(dict.fromkeys(self.missing_at))
+        return error
 
     def release(self) -> None:
         """Free the recorded nodes, youngest first."""
@@ -289,7 +296,7 @@ def record(subject: Subject, contract: Contract, groups: Sequence[Group] = ()) -
         source_ids = {_torch_lazy.tensor_id(data): n for n, (data, _) in enumerate(sources)}
         runner = subject.runner([seen for _, seen in sources])
         force_lazy_device(runner.copied)
-        recorder = _Recorder(runner, subject.device)
+        recorder = _Recorder(runner, subject.device, contract)
         try:
             with torch.set_grad_enabled(subject.grad):
                 seen = [view for _, view in sources]
@@ -319,12 +326,13 @@ def _run(
         with LazyDevices(), recorder, answered:
             result = runner.call(args, kwargs)
         answered.check()
-    except LtcError:
+    except LtcError as error:
+        runner.blame(error)
         raise
     except Exception as error:  # whatever the backend or the model raises
         if recorder.missing:
             raise recorder.fallback() from error
-        raise CaptureError(
+        raise runner.blamed(
             f"{runner.where()} failed on torch's lazy device{user_line(error)}:"
             f" {type(error).__name__}: {error}"
         ) from error

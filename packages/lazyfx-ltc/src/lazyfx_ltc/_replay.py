@@ -21,6 +21,7 @@ from ._arguments import endless, request
 from ._capture import capture
 from ._captured import Capture
 from ._drawing import drawing
+from ._explanation import Explanation
 from ._guards import Modes
 from ._session import LOCK, initialize
 from ._shortcut import MISS, Shortcut, shortcut
@@ -31,39 +32,6 @@ from .errors import GuardError, InputError, LtcError
 
 _TRIES = 100  # calls that alternate between kinds do not profit; then no more is prepared
 _LOGGER = logging.getLogger("lazyfx_ltc")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """What a :class:`CompiledGraph` does, for people. ``str()`` of it is a short report.
-
-    Attributes:
-        inputs: Each argument, described.
-        state: Each model tensor read at a call, described.
-        mutated: Names of arguments and model tensors that a call writes.
-        outputs: Each output leaf, described.
-        guards: What is checked at a call.
-        operators: How often the program calls each operator.
-        fallbacks: Operators outside the graph; empty, as capture refuses them.
-    """
-
-    inputs: tuple[str, ...]
-    state: tuple[str, ...]
-    mutated: tuple[str, ...]
-    outputs: tuple[str, ...]
-    guards: tuple[str, ...]
-    operators: dict[str, int]
-    fallbacks: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = []
-        for title in ("inputs", "state", "mutated", "outputs", "guards", "fallbacks"):
-            entries = getattr(self, title)
-            lines.append(f"{title}: {len(entries)}")
-            lines.extend(f"  {entry}" for entry in entries)
-        lines.append(f"operators: {sum(self.operators.values())}")
-        lines.extend(f"  {name} x {count}" for name, count in sorted(self.operators.items()))
-        return "\n".join(lines)
 
 
 class CompiledGraph:
@@ -112,6 +80,25 @@ class CompiledGraph:
         self._max = max_captures
         self._shortcut: Shortcut | None = None
         self._missed = 0
+
+    @classmethod
+    def captured(
+        cls,
+        model: fx.GraphModule,
+        graph: fx.Graph,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        device: str,
+        *,
+        on_mismatch: Literal["capture", "error"] = "capture",
+        max_captures: int = 8,
+    ) -> CompiledGraph:
+        """A model and a graph of it, captured for one call."""
+        wanted = request(args, kwargs)
+        # Calls that need gradients are refused, so a model with parameters is meant for no_grad.
+        first = capture(model, graph, wanted, device, Modes.now(device), grad_if_needed=False)
+        options: Any = {"on_mismatch": on_mismatch, "max_captures": max_captures}
+        return cls(model, graph, device, (first,), **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the captured graph.
@@ -225,7 +212,7 @@ class CompiledGraph:
     @property
     def boxed(self) -> Callable[[list[Any]], Any]:
         """It as a function of one list of arguments, which it empties, as AOTAutograd calls it."""
-        return _Boxed(self)
+        return Boxed(self)
 
     def ir(self) -> str:
         """The lazy IR of the newest capture, as text."""
@@ -263,6 +250,7 @@ class CompiledGraph:
             guards=guard.describe(),
             operators=dict(held.program.calls) if held.program is not None else {},
             fallbacks=self.fallbacks,
+            segments=(f"captured: {len(held.contract.trace)} operators of the model",),
         )
 
     def __repr__(self) -> str:
@@ -286,12 +274,12 @@ class CompiledGraph:
         return _restore, (model, tuple(kinds), self._on_mismatch, self._max)
 
 
-class _Boxed:
+class Boxed:
     """Calls a compiled graph with a list, which is emptied so that nothing keeps its tensors."""
 
     _boxed_call = True
 
-    def __init__(self, compiled: CompiledGraph) -> None:
+    def __init__(self, compiled: Callable[..., Any]) -> None:
         self._compiled = compiled
 
     def __call__(self, args: list[Any]) -> Any:

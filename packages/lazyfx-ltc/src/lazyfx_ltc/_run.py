@@ -24,7 +24,7 @@ from lazyfx_core import LazyGraphModule
 from ._signature import placeholder_values
 from ._state import referenced
 from ._torch_tracing import global_forward_hooks
-from .errors import CaptureError
+from .errors import CaptureError, LtcError
 
 # What makes a module one; of the rest, only what the graph refers to is copied.
 _TABLES = frozenset(vars(nn.Module()))
@@ -48,7 +48,7 @@ class Runner(fx.Interpreter):
 
     def output(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The returned value with the lists and dicts that generated code would build."""
-        return _plain(super().output(target, args, kwargs))
+        return plain_containers(super().output(target, args, kwargs))
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What the model returns for a call.
@@ -60,6 +60,17 @@ class Runner(fx.Interpreter):
         result = self.run(*values, enable_io_processing=False)
         return self.copied.graph.process_outputs(result)
 
+    def blame(self, error: LtcError) -> None:
+        """Note the current node as what an error is about, unless it knows better."""
+        if self.node is not None and not error.nodes:
+            error.nodes = (self.node.name,)
+
+    def blamed(self, message: str) -> CaptureError:
+        """An error about the current node."""
+        error = CaptureError(message)
+        self.blame(error)
+        return error
+
     def where(self) -> str:
         """The current node in words, with the user's line where tracing kept it."""
         node = self.node
@@ -69,17 +80,17 @@ class Runner(fx.Interpreter):
         return f"{described}, from {line}" if (line := _traced_line(node)) else described
 
 
-def _plain(value: Any) -> Any:
+def plain_containers(value: Any) -> Any:
     """``value`` without the immutable containers that fx puts into a graph's arguments."""
     kind = type(value)
     if kind in (list, immutable_list):
-        return [_plain(item) for item in value]
+        return [plain_containers(item) for item in value]
     if kind in (dict, immutable_dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_containers(item) for key, item in value.items()}
     if kind is tuple:
-        return tuple(_plain(item) for item in value)
+        return tuple(plain_containers(item) for item in value)
     if isinstance(value, tuple) and hasattr(value, "_make"):
-        return value._make(_plain(item) for item in value)
+        return value._make(plain_containers(item) for item in value)
     return value
 
 

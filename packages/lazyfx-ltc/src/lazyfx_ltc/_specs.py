@@ -115,6 +115,7 @@ class Contract:
         shared: Groups of fresh outputs that share memory with each other.
         written: Numbers of the sources that the call writes to, ascending.
         trace: The operators that one call runs, in order.
+        dense: For each operator and each call of it which of its tensors are contiguous.
         answers: What it asked of its tensors (``_queries.py``).
         in_autocast: Whether it switches autocast on or off itself.
         touched: Numbers of the sources whose values went into something that is no view of them.
@@ -127,6 +128,7 @@ class Contract:
     shared: tuple[Shared, ...] = field(default=())
     written: tuple[int, ...] = field(default=())
     trace: tuple[str, ...]
+    dense: dict[str, list[tuple[bool, ...]]] = field(compare=False, repr=False)
     answers: tuple[tuple[Any, Any], ...] = field(compare=False, repr=False)
     modes_asked: dict[str, str] = field(default_factory=dict, compare=False)
     in_autocast: bool = False

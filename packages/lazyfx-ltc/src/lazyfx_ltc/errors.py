@@ -20,6 +20,7 @@ An argument that is no ``GraphModule`` and a graph that cannot run are reported 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lazyfx_core.errors import LazyFxError
 
@@ -36,7 +37,13 @@ __all__ = [
 
 
 class LtcError(LazyFxError):
-    """Base of every error of lazyfx-ltc."""
+    """Base of every error of lazyfx-ltc.
+
+    Attributes:
+        nodes: The names of the graph nodes that it is about, as far as that is known.
+    """
+
+    nodes: tuple[str, ...] = ()
 
 
 class SessionError(LtcError, RuntimeError):
@@ -69,6 +76,9 @@ class FallbackError(CaptureError):
         )
         self.ops = tuple(ops)
         self.where = tuple(where)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.ops, self.where), {"nodes": self.nodes}
 
 
 class HostReadError(CaptureError):

@@ -1,0 +1,341 @@
+"""A model in pieces: those that can be captured are replayed, the rest runs as in eager.
+
+The graph is cut where it stands: a piece is a run of neighbouring nodes. So everything that has an
+order keeps it (writes, also through views; random draws; python code), which a partition that
+gathers nodes from all over the graph cannot promise for graphs that write. Each captured piece is a
+:class:`CompiledGraph` of its own on the user's model, with its guards, views and writes.
+
+Where to cut is found while the first call runs. A piece that nobody has tried yet is captured for
+what it is given. If that is refused at a node, the piece becomes what is before the node, the node,
+and what follows; if nobody knows which node it is, two halves. Capture runs nothing, so a piece
+that was refused has not done anything yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from lazyfx_core import LazyGraphModule
+
+from ._arguments import endless
+from ._explanation import Explanation
+from ._replay import Boxed, CompiledGraph
+from ._run import plain_containers
+from ._session import initialize
+from ._signature import placeholder_values
+from ._state import bind_state
+from ._structure import flatten_call
+from .errors import CaptureError, GradientError, InputError, LtcError
+
+_LOGGER = logging.getLogger("lazyfx_ltc")
+_OUTSIDE = ("placeholder", "output", "get_attr")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A run of neighbouring nodes.
+
+    Attributes:
+        nodes: Their names, in order.
+        graph: They as a graph; its placeholders are what they take, its output a tuple.
+        inputs: The names of what they take.
+        outputs: The names of what is used after them.
+        dead: The names of what nobody uses after them.
+        captured: Replays them; None if they run as in eager, or nobody has tried yet.
+        reason: Why they run as in eager.
+    """
+
+    nodes: tuple[str, ...]
+    graph: fx.Graph
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dead: tuple[str, ...]
+    captured: CompiledGraph | None = None
+    reason: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has tried to capture it."""
+        return self.captured is None and self.reason is None
+
+    def __str__(self) -> str:
+        if self.captured is not None:
+            operators = sum(self.captured.explain().operators.values())
+            return f"captured: {len(self.nodes)} nodes, {operators} operators"
+        if self.reason is None:
+            return f"captured at the first call, if it can be: {len(self.nodes)} nodes"
+        named = ", ".join(repr(name) for name in self.nodes)
+        return f"eager: {named}: {self.reason}"
+
+
+def has_calls(graph: fx.Graph) -> bool:
+    """Whether a graph computes anything."""
+    return any(node.op not in _OUTSIDE for node in graph.nodes)
+
+
+def cut(graph: fx.Graph, runs: Sequence[Sequence[str]]) -> list[Piece]:
+    """A graph in pieces.
+
+    Args:
+        graph: What is cut; not changed.
+        runs: The names of all nodes that compute something, in order, by piece.
+    """
+    nodes = {node.name: node for node in graph.nodes}
+    home = {name: number for number, run in enumerate(runs) for name in run}
+    last: dict[str, int] = {}
+    for node in graph.nodes:
+        number = len(runs) if node.op == "output" else home.get(node.name, -1)
+        for used in node.all_input_nodes:
+            last[used.name] = max(last.get(used.name, -1), number)
+    return [_piece(nodes, run, number, home, last) for number, run in enumerate(runs)]
+
+
+def _piece(
+    nodes: Mapping[str, fx.Node],
+    run: Sequence[str],
+    number: int,
+    home: Mapping[str, int],
+    last: Mapping[str, int],
+) -> Piece:
+    graph = fx.Graph()
+    inside = set(run)
+    used = dict.fromkeys(one for name in run for one in nodes[name].all_input_nodes)
+    taken = [one for one in used if one.name not in inside and one.op != "get_attr"]
+    made: dict[fx.Node, fx.Node] = {one: graph.placeholder(one.name) for one in taken}
+    for one in used:
+        if one.op == "get_attr":
+            made[one] = graph.node_copy(one)
+    for name in run:
+        made[nodes[name]] = graph.node_copy(nodes[name], made.__getitem__)
+    outputs = [name for name in run if last.get(name, -1) > number]
+    graph.output(tuple(made[nodes[name]] for name in outputs))
+    inputs = tuple(one.name for one in taken)
+    return Piece(
+        nodes=tuple(run),
+        graph=graph,
+        inputs=inputs,
+        outputs=tuple(outputs),
+        dead=tuple(name for name in inputs if last[name] == number),
+    )
+
+
+class PartitionedGraph:
+    """A model of which some nodes cannot be captured. Call it like the model.
+
+    Made by :func:`lazyfx_ltc.extract_compiled_graph` with ``fallback="partition"``. Like a
+    :class:`~lazyfx_ltc.CompiledGraph` it returns what eager returns and writes what eager writes;
+    it has no backward. Safe to call from several threads; the first call, in which the pieces are
+    found, is made by one at a time. What a piece cannot be captured for runs as in eager.
+    """
+
+    def __init__(
+        self,
+        model: fx.GraphModule,
+        graph: fx.Graph,
+        device: str,
+        error: LtcError,
+        *,
+        max_captures: int,
+    ) -> None:
+        self._model = model
+        self._graph = graph
+        self._device = device
+        self._max = max_captures
+        self._error = error
+        self._lock = threading.RLock()
+        self._state = bind_state(model, graph)
+        names = [node.name for node in graph.nodes if node.op not in _OUTSIDE]
+        self._pieces = self._divided(names, error)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the pieces, one after the other.
+
+        Raises:
+            GradientError: Grad mode is on, and an argument or parameter requires grad.
+            InputError: The arguments do not fit the model's signature.
+        """
+        self._refuse_gradients(args, kwargs)
+        values = placeholder_values(self._graph, args, kwargs)
+        placeholders = [node for node in self._graph.nodes if node.op == "placeholder"]
+        held = {node.name: value for node, value in zip(placeholders, values, strict=True)}
+        number = 0
+        while number < len(self._pieces):
+            piece = self._pieces[number]
+            if piece.is_open:
+                with self._lock:
+                    if self._pieces[number] is not piece:
+                        continue
+                    settled = self._settled(piece, [held[name] for name in piece.inputs])
+                    if settled is None:  # it is several now
+                        continue
+                    self._pieces[number] = piece = settled
+            results = self._run(piece, [held[name] for name in piece.inputs])
+            held.update(zip(piece.outputs, results, strict=True))
+            for name in piece.dead:
+                del held[name]
+            number += 1
+        return self._returned(held)
+
+    def _returned(self, held: Mapping[str, Any]) -> Any:
+        (output,) = (node for node in self._graph.nodes if node.op == "output")
+
+        def value(node: fx.Node) -> Any:
+            return _attribute(self._model, node) if node.op == "get_attr" else held[node.name]
+
+        returned = plain_containers(fx.node.map_arg(output.args[0], value))
+        return self._graph.process_outputs(returned)
+
+    def _run(self, piece: Piece, inputs: Sequence[Any]) -> Any:
+        if piece.captured is not None:
+            try:
+                return piece.captured(*inputs)
+            except LtcError as error:  # for these inputs; it has done nothing
+                _LOGGER.info("a captured piece runs as in eager for this call: %s", error)
+        interpreter = fx.Interpreter(self._model, graph=piece.graph)
+        interpreter.extra_traceback = False
+        return interpreter.run(*inputs, enable_io_processing=False)
+
+    def _settled(self, piece: Piece, inputs: Sequence[Any]) -> Piece | None:
+        """A piece that nobody has tried, captured or not; None if it was cut further."""
+        try:
+            captured = CompiledGraph.captured(
+                self._model, piece.graph, tuple(inputs), {}, self._device, max_captures=self._max
+            )
+        except (CaptureError, InputError) as error:
+            if len(piece.nodes) == 1 or isinstance(error, InputError):
+                return replace(piece, reason=str(error))
+            where = self._pieces.index(piece)
+            runs = [one.nodes for one in self._pieces]
+            parts = _parts(piece.nodes, error)
+            fresh = cut(self._graph, [*runs[:where], *parts, *runs[where + 1 :]])
+            after = len(self._pieces) - where - 1
+            kept = self._pieces[where + 1 :]
+            middle = fresh[where : len(fresh) - after]
+            self._pieces[where:] = [*_with_reasons(middle, error), *kept]
+            return None
+        return replace(piece, captured=captured)
+
+    def _divided(self, names: Sequence[str], error: LtcError) -> list[Piece]:
+        pieces = cut(self._graph, _parts(names, error))
+        return _with_reasons(pieces, error)
+
+    def _refuse_gradients(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if not torch.is_grad_enabled():
+            return
+        try:
+            leaves, _ = flatten_call(args, dict(kwargs))
+        except RecursionError as error:
+            raise endless(error) from error
+        own = [binding.read() for binding in self._state.tensors]
+        given = [one for one in leaves if isinstance(one, torch.Tensor)]
+        if any(one.requires_grad for one in (*given, *own)):
+            raise GradientError(
+                "grad mode is on, and an argument or a tensor of the model requires grad: expected"
+                " a call without gradients, as captured pieces have no backward. Call it under"
+                " torch.no_grad(), or detach what you pass in"
+            )
+
+    @property
+    def graph(self) -> fx.Graph:
+        """A copy of the model's graph; not to be changed."""
+        return self._graph
+
+    @property
+    def device(self) -> str:
+        """The device type it computes on."""
+        return self._device
+
+    @property
+    def captures(self) -> int:
+        """How many kinds of calls are captured, over all pieces."""
+        return sum(one.captured.captures for one in self._pieces if one.captured is not None)
+
+    @property
+    def boxed(self) -> Callable[[list[Any]], Any]:
+        """It as a function of one list of arguments, which it empties, as AOTAutograd calls it."""
+        return Boxed(self)
+
+    @property
+    def segments(self) -> tuple[Piece, ...]:
+        """The pieces, in the order in which they run."""
+        return tuple(self._pieces)
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """The pieces that run as in eager, each with the reason."""
+        return tuple(str(one) for one in self._pieces if one.reason is not None)
+
+    def explain(self) -> Explanation:
+        """What the pieces are, and what the captured ones do; complete after the first call."""
+        told = [one.captured.explain() for one in self._pieces if one.captured is not None]
+        operators: dict[str, int] = {}
+        for one in told:
+            for name, count in one.operators.items():
+                operators[name] = operators.get(name, 0) + count
+        return Explanation(
+            inputs=tuple(node.name for node in self._graph.nodes if node.op == "placeholder"),
+            state=tuple(binding.name for binding in self._state.tensors),
+            mutated=(),
+            outputs=(),
+            guards=tuple(
+                f"piece {number}: {line}" for number, one in enumerate(told) for line in one.guards
+            ),
+            operators=operators,
+            fallbacks=self.fallbacks,
+            segments=tuple(map(str, self._pieces)),
+        )
+
+    def __repr__(self) -> str:
+        eager = sum(one.reason is not None for one in self._pieces)
+        return (
+            f"PartitionedGraph({len(self._pieces)} pieces, {eager} of them eager, {self._device},"
+            f" {self.captures} captures)"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        model = LazyGraphModule(self._model, self._graph, type(self._model).__name__)
+        model.training = self._model.training
+        return _restore, (model, self._error, self._max)
+
+
+def _restore(model: fx.GraphModule, error: LtcError, max_captures: int) -> PartitionedGraph:
+    return PartitionedGraph(model, model.graph, initialize(), error, max_captures=max_captures)
+
+
+def _parts(names: Sequence[str], error: LtcError) -> list[list[str]]:
+    """Names of neighbours, cut around those that an error is about, or in half."""
+    blamed = [name for name in names if name in error.nodes]
+    if not blamed:
+        half = max(1, len(names) // 2)
+        return [part for part in (list(names[:half]), list(names[half:])) if part]
+    parts: list[list[str]] = [[]]
+    for name in names:
+        if name in blamed:
+            parts += [[name], []]
+        else:
+            parts[-1].append(name)
+    return [part for part in parts if part]
+
+
+def _with_reasons(pieces: Sequence[Piece], error: LtcError) -> list[Piece]:
+    """Single nodes that an error is about run as in eager."""
+    return [
+        replace(one, reason=str(error))
+        if len(one.nodes) == 1 and one.nodes[0] in error.nodes and one.is_open
+        else one
+        for one in pieces
+    ]
+
+
+def _attribute(model: Any, node: fx.Node) -> Any:
+    found = model
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    return found
