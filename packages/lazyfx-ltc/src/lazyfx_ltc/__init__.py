@@ -22,6 +22,7 @@ from .errors import (
     HostReadError,
     InputError,
     LtcError,
+    OptionError,
     SessionError,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "HostReadError",
     "InputError",
     "LtcError",
+    "OptionError",
     "PartitionedGraph",
     "ReturnValueHandler",
     "SessionError",

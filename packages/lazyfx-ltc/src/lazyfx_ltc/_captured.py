@@ -21,6 +21,8 @@ from ._structure import assembler, unflatten
 from .errors import CaptureError, GradientError, GuardError
 
 _NOTHING: Any = contextlib.nullcontext()
+MISS: Any = object()
+"""A call that was prepared for, and does not fit after all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
@@ -101,12 +103,23 @@ class Capture:
         return unflatten(leaves, contract.structure)
 
     def prepared(self) -> Callable[[list[torch.Tensor]], Any]:
-        """:meth:`run_checked`, quickly for programs that only compute new tensors."""
+        """:meth:`run_checked`, quickly for programs that only compute new tensors.
+
+        The sources need not have been held against each other: where the model writes, that is
+        done here, and :data:`MISS` returned if they share memory otherwise than at capture.
+        """
         contract, program = self.contract, self.program
+        if contract.written:
+            return self._run_if_memory_fits
         plain = all(isinstance(leaf, Fresh) for leaf in contract.leaves)
-        if program is None or contract.written or contract.shared or not plain:
+        if program is None or contract.shared or not plain:
             return self.run_checked
-        return _Prepared(self, program)
+        return _prepared(self, program)
+
+    def _run_if_memory_fits(self, sources: list[torch.Tensor]) -> Any:
+        if self.guard.why_not_memory(sources) is not None:
+            return MISS
+        return self.run_checked(sources)
 
     def refuse_gradients(self, sources: Sequence[torch.Tensor]) -> None:
         """Raise if the results of a call under grad mode would have to carry gradients."""
@@ -186,51 +199,63 @@ class Capture:
         return str(self.contract.fresh[leaf.slot])
 
 
-class _Prepared:
+def _prepared(capture: Capture, program: Program) -> Callable[[list[torch.Tensor]], Any]:
     """Runs a program whose results are the leaves that the caller gets."""
+    contract, function = capture.contract, program.function
+    count = len(capture.guard.source_names)
+    constants = [one for one in program.constants if one is not None]
+    following = iter(range(count, count + len(constants)))
+    numbers = [next(following) if one is None else one for one in program.inputs]
+    pick = picker(numbers)
+    specs = [one for one in capture.guard.leaves if isinstance(one, TensorSpec)]
+    specs += capture.guard.state_specs
+    scalars = [
+        place
+        for place, number in enumerate(numbers)
+        if number < len(specs) and not specs[number].shape
+    ]
+    slots = [leaf.slot for leaf in contract.leaves if isinstance(leaf, Fresh)]
+    results = [(program.results[slot], program.own[slot], contract.fresh[slot]) for slot in slots]
+    assembled = assembler(contract.structure)
 
-    __slots__ = ("_assemble", "_constants", "_function", "_pick", "_places", "_scalars")
-
-    def __init__(self, capture: Capture, program: Program) -> None:
-        contract = capture.contract
-        self._function = program.function
-        count = len(capture.guard.source_names)
-        constants = [one for one in program.constants if one is not None]
-        self._constants = constants
-        following = iter(range(count, count + len(constants)))
-        numbers = [next(following) if one is None else one for one in program.inputs]
-        self._pick = picker(numbers)
-        specs = [one for one in capture.guard.leaves if isinstance(one, TensorSpec)]
-        specs += capture.guard.state_specs
-        self._scalars = [
-            place
-            for place, number in enumerate(numbers)
-            if number < len(specs) and not specs[number].shape
-        ]
-        slots = [leaf.slot for leaf in contract.leaves if isinstance(leaf, Fresh)]
-        self._assemble = assembler(contract.structure)
-        self._places = [
-            (program.results[slot], program.own[slot], contract.fresh[slot]) for slot in slots
-        ]
-
-    def __call__(self, sources: list[torch.Tensor]) -> Any:
-        inputs: Sequence[Any] = self._pick([*sources, *self._constants])
-        if self._scalars:
+    def computed(sources: list[torch.Tensor]) -> Any:
+        inputs: Sequence[Any] = pick([*sources, *constants])
+        if scalars:
             inputs = lifted = [*inputs]
-            for number in self._scalars:
-                lifted[number] = lifted[number].reshape(1)
+            for place in scalars:
+                lifted[place] = lifted[place].reshape(1)
         try:
-            returned = self._function(*inputs)
+            return function(*inputs)
         except RuntimeError as error:
             raise _failed(error) from error
+
+    def run(sources: list[torch.Tensor]) -> Any:
+        returned = computed(sources)
         outputs = returned if isinstance(returned, tuple) else (returned,)
         leaves = []
-        for where, own, spec in self._places:
+        for where, own, spec in results:
             value = outputs[where]
             if not own:
                 value = value.clone()
             leaves.append(value if value.stride() == spec.stride else place(value, spec))
-        return self._assemble(leaves)
+        return assembled(leaves)
+
+    if program.arity > 1 or len(results) > 1 or contract.structure.count > 1:
+        return run
+    ((_, own, spec),) = results
+    is_leaf = contract.structure.spec.num_nodes == 1 and not contract.structure.records
+    if scalars or constants or not own or not is_leaf:
+        return run
+    stride = spec.stride
+
+    def run_one(sources: list[torch.Tensor]) -> Any:
+        try:
+            value = function(*pick(sources))
+        except RuntimeError as error:
+            raise _failed(error) from error
+        return value if value.stride() == stride else place(value, spec)
+
+    return run_one
 
 
 def _failed(error: RuntimeError) -> CaptureError:

@@ -140,7 +140,7 @@ class PartitionedGraph:
         model: fx.GraphModule,
         graph: fx.Graph,
         device: str,
-        error: LtcError,
+        error: LtcError | None,
         *,
         max_captures: int,
     ) -> None:
@@ -152,7 +152,8 @@ class PartitionedGraph:
         self._lock = threading.RLock()
         self._state = bind_state(model, graph)
         names = [node.name for node in graph.nodes if node.op not in _OUTSIDE]
-        self._pieces = self._divided(names, error)
+        self._names = names
+        self._pieces = self._divided()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pieces, one after the other.
@@ -165,17 +166,17 @@ class PartitionedGraph:
         values = placeholder_values(self._graph, args, kwargs)
         placeholders = [node for node in self._graph.nodes if node.op == "placeholder"]
         held = {node.name: value for node, value in zip(placeholders, values, strict=True)}
-        number = 0
-        while number < len(self._pieces):
-            piece = self._pieces[number]
+        pieces, number = self._pieces, 0
+        while number < len(pieces):
+            piece = pieces[number]
             if piece.is_open:
                 with self._lock:
-                    if self._pieces[number] is not piece:
+                    if pieces[number] is not piece:
                         continue
-                    settled = self._settled(piece, [held[name] for name in piece.inputs])
+                    settled = self._settled(pieces, number, [held[name] for name in piece.inputs])
                     if settled is None:  # it is several now
                         continue
-                    self._pieces[number] = piece = settled
+                    pieces[number] = piece = settled
             results = self._run(piece, [held[name] for name in piece.inputs])
             held.update(zip(piece.outputs, results, strict=True))
             for name in piece.dead:
@@ -202,8 +203,9 @@ class PartitionedGraph:
         interpreter.extra_traceback = False
         return interpreter.run(*inputs, enable_io_processing=False)
 
-    def _settled(self, piece: Piece, inputs: Sequence[Any]) -> Piece | None:
+    def _settled(self, pieces: list[Piece], where: int, inputs: Sequence[Any]) -> Piece | None:
         """A piece that nobody has tried, captured or not; None if it was cut further."""
+        piece = pieces[where]
         try:
             captured = CompiledGraph.captured(
                 self._model, piece.graph, tuple(inputs), {}, self._device, max_captures=self._max
@@ -211,20 +213,24 @@ class PartitionedGraph:
         except (CaptureError, InputError) as error:
             if len(piece.nodes) == 1 or isinstance(error, InputError):
                 return replace(piece, reason=str(error))
-            where = self._pieces.index(piece)
-            runs = [one.nodes for one in self._pieces]
+            runs = [one.nodes for one in pieces]
             parts = _parts(piece.nodes, error)
             fresh = cut(self._graph, [*runs[:where], *parts, *runs[where + 1 :]])
-            after = len(self._pieces) - where - 1
-            kept = self._pieces[where + 1 :]
-            middle = fresh[where : len(fresh) - after]
-            self._pieces[where:] = [*_with_reasons(middle, error), *kept]
+            middle = fresh[where : where + len(parts)]
+            pieces[where : where + 1] = _with_reasons(middle, error)
             return None
         return replace(piece, captured=captured)
 
-    def _divided(self, names: Sequence[str], error: LtcError) -> list[Piece]:
-        pieces = cut(self._graph, _parts(names, error))
-        return _with_reasons(pieces, error)
+    def _divided(self) -> list[Piece]:
+        if self._error is None:
+            return cut(self._graph, [self._names] if self._names else [])
+        pieces = cut(self._graph, _parts(self._names, self._error))
+        return _with_reasons(pieces, self._error)
+
+    def clear(self) -> None:
+        """Forget all captures; the next call makes them anew."""
+        with self._lock:
+            self._pieces = self._divided()
 
     def _refuse_gradients(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not torch.is_grad_enabled():
@@ -305,7 +311,7 @@ class PartitionedGraph:
         return _restore, (model, self._error, self._max)
 
 
-def _restore(model: fx.GraphModule, error: LtcError, max_captures: int) -> PartitionedGraph:
+def _restore(model: fx.GraphModule, error: LtcError | None, max_captures: int) -> PartitionedGraph:
     return PartitionedGraph(model, model.graph, initialize(), error, max_captures=max_captures)
 
 

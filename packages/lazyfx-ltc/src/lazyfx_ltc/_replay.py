@@ -19,12 +19,12 @@ from lazyfx_core import LazyGraphModule
 from ._aliases import Group
 from ._arguments import endless, request
 from ._capture import capture
-from ._captured import Capture
+from ._captured import MISS, Capture
 from ._drawing import drawing
 from ._explanation import Explanation
 from ._guards import Modes
 from ._session import LOCK, initialize
-from ._shortcut import MISS, Shortcut, shortcut
+from ._shortcut import Shortcut, shortcut
 from ._specs import TensorSpec
 from ._structure import Structure, flatten_call, unflatten
 from ._torch_tracing import is_fake
@@ -151,15 +151,18 @@ class CompiledGraph:
         modes: Modes,
     ) -> Any:
         """A call that fits no capture."""
-        newest = self._captures[-1]
-        reason = newest.guard.match(leaves, structure, modes)
+        reason = (
+            self._captures[-1].guard.match(leaves, structure, modes)
+            if self._captures
+            else "nothing is captured"
+        )
         if modes.grad:
             without = dataclasses.replace(modes, grad=False)  # as captured, if one would need it
             for held in reversed(self._captures):
                 sources = held.guard.match(leaves, structure, without)
                 if not isinstance(sources, str):
                     held.refuse_gradients(sources)
-        if self._on_mismatch == "error":
+        if self._on_mismatch == "error" and self._captures:
             raise GuardError(
                 f"{reason}; call it as it was captured, extract the graph again, or extract it"
                 ' with on_mismatch="capture"'
@@ -188,6 +191,16 @@ class CompiledGraph:
             raise GuardError(f"{sources}; the call changed while it was captured")
         return made.run(sources)
 
+    def clear(self) -> None:
+        """Forget all captures; the next call captures anew, with ``on_mismatch="error"`` too."""
+        with LOCK:
+            self._shortcut, self._captures = None, ()
+
+    def _newest(self) -> Capture:
+        if not self._captures:
+            raise GuardError("nothing is captured since clear() was called; call it first")
+        return self._captures[-1]
+
     @property
     def graph(self) -> fx.Graph:
         """A copy of the graph that was captured; not to be changed."""
@@ -206,7 +219,7 @@ class CompiledGraph:
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
         """What each tensor argument looks like, in the newest capture."""
-        leaves = self._captures[-1].guard.leaves
+        leaves = self._newest().guard.leaves
         return tuple(leaf for leaf in leaves if isinstance(leaf, TensorSpec))
 
     @property
@@ -216,16 +229,16 @@ class CompiledGraph:
 
     def ir(self) -> str:
         """The lazy IR of the newest capture, as text."""
-        return self._captures[-1].ir
+        return self._newest().ir
 
     def dot(self) -> str:
         """The program of the newest capture as a drawing, in Graphviz' notation."""
-        held = self._captures[-1]
+        held = self._newest()
         return drawing(held.program, held.guard.source_names)
 
     def backend_ir(self) -> str:
         """The program of the newest capture, in TorchScript's notation."""
-        program = self._captures[-1].program
+        program = self._newest().program
         return program.text if program is not None else ""
 
     @property
@@ -235,7 +248,7 @@ class CompiledGraph:
 
     def explain(self) -> Explanation:
         """What a call of the newest capture's kind checks, reads, computes, writes and returns."""
-        held = self._captures[-1]
+        held = self._newest()
         guard, split = held.guard, len(held.guard.leaves)
         looks = [
             f"{name}: {one if isinstance(one, TensorSpec) else repr(one)}"
@@ -254,7 +267,9 @@ class CompiledGraph:
         )
 
     def __repr__(self) -> str:
-        held = self._captures[-1]
+        if not self._captures:
+            return f"CompiledGraph({self._device}, 0 captures)"
+        held = self._newest()
         operators = sum(held.program.calls.values()) if held.program is not None else 0
         return (
             f"CompiledGraph({held.guard.structure.count} arguments,"
@@ -277,9 +292,8 @@ class CompiledGraph:
 class Boxed:
     """Calls a compiled graph with a list, which is emptied so that nothing keeps its tensors."""
 
-    _boxed_call = True
-
     def __init__(self, compiled: Callable[..., Any]) -> None:
+        self._boxed_call = True  # of the instance: Dynamo's wrapper copies nothing else
         self._compiled = compiled
 
     def __call__(self, args: list[Any]) -> Any:
@@ -336,7 +350,7 @@ def _restore(
             failures.append(error)
         finally:
             torch.set_default_dtype(before)
-    if not captures:
+    if failures and not captures:
         raise failures[-1]
     return CompiledGraph(
         model,

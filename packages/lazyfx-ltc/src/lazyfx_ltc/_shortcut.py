@@ -22,124 +22,121 @@ from typing import Any
 
 import torch
 
-from ._captured import Capture
+from ._captured import MISS, Capture
 from ._guards import is_value
 from ._specs import picker
+from ._state import State
 from ._torch_guards import tensor_check
 from ._torch_tracing import global_forward_hook_tables
 
-MISS: Any = object()
-_BY_CONTENT = ("_forward_hooks", "_forward_pre_hooks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
 class Shortcut:
     """Immutable but for what it was built from; safe to call from several threads."""
 
-    __slots__ = (
-        "_check",
-        "_count",
-        "_default_dtype",
-        "_everything",
-        "_grad",
-        "_hooks",
-        "_keys",
-        "_kinds",
-        "_length",
-        "_lengths",
-        "_modules",
-        "_owner_keys",
-        "_owners",
-        "_places",
-        "_plain",
-        "_run",
-        "_tensors",
-        "_tied",
-        "_tied_to",
-        "_values",
-        "_want_plain",
-        "_writes",
-        "held",
-    )
+    __slots__ = ("_check", "_count", "_default_dtype", "_grad", "_keys", "_owners", "_run", "_same")
 
-    def __init__(self, held: Capture, leaves: Sequence[Any], check: Callable[..., bool]) -> None:
-        self.held = held
+    def __init__(self, held: Capture, args: Sequence[Any], check: Callable[..., bool]) -> None:
+        state = held.guard.state
         self._check = check
         self._run = held.prepared()
-        self._writes = held.guard.why_not_memory if held.guard.written else None
         self._grad = torch.is_grad_enabled()
         self._default_dtype = torch.get_default_dtype()
-        self._count = len(leaves)
-        tensors = [n for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        others = [n for n in range(len(leaves)) if n not in tensors]
-        self._everything = not others
-        self._tensors = picker(tensors)
-        self._plain = picker(others)
-        self._want_plain = tuple(leaves[n] for n in others)
-        state = held.guard.state
+        self._count = len(args)
         self._owners = [binding.owner for binding in state.tensors]
-        self._owner_keys = [binding.key for binding in state.tensors]
-        self._tied = [number for number, _ in state.ties]
-        self._tied_to = [binding for _, binding in state.ties]
-        places: list[tuple[dict[str, Any], str]] = [(vars(state.root), "training")]
-        dictionaries: list[Any] = []
-        hooks: list[Any] = list(global_forward_hook_tables())
-        for _, owner, key, module, _, _ in state.modules:
-            places += [(owner, key), (vars(module), "training")]
-        for settings in state.settings:
-            places += [(settings.held, key) for key in (*settings.keys, *_BY_CONTENT)]
-            hooks += [settings.held[key] for key in _BY_CONTENT]
-            if settings.tables is not None:
-                places += [(settings.held, key) for key in _TABLES]
-                tables = [settings.held[key] for key in _TABLES]
-                dictionaries += [settings.held, *tables]
-                places += [
-                    (table, key)
-                    for table in tables
-                    for key, value in table.items()
-                    if not isinstance(value, torch.Tensor)
-                ]
-        self._places = [place for place, _ in places]
-        self._keys = [key for _, key in places]
-        self._values = [place[key] for place, key in places]
-        self._hooks = hooks
-        self._length = dictionaries
-        self._lengths = list(map(len, dictionaries))
-        self._modules = [module for *_, module, _, _ in state.modules]
-        self._kinds = [kind for *_, kind in state.modules]
+        self._keys = [binding.key for binding in state.tensors]
+        self._same = _unchanged(state)
 
     def __call__(self, args: tuple[Any, ...]) -> Any:
         """What a call returns, or :data:`MISS` if it does not look like the last one."""
-        if (
-            len(args) != self._count
-            or torch.is_grad_enabled() is not self._grad
-            or torch.get_default_dtype() is not self._default_dtype
-        ):
+        if len(args) != self._count:
             return MISS
+        sources = [*args]
         try:
-            own = [*map(getitem, self._owners, self._owner_keys)]
-            if not all(map(is_, map(getitem, self._places, self._keys), self._values)):
+            if self._owners:
+                sources += map(getitem, self._owners, self._keys)
+            if (
+                not self._check(*sources)
+                or not self._same()
+                or torch.is_grad_enabled() is not self._grad
+                or torch.get_default_dtype() is not self._default_dtype
+            ):
                 return MISS
-            tied = [binding.owner[binding.key] for binding in self._tied_to]
         except KeyError:
             return MISS
-        given = args
-        if not self._everything:
-            if not all(map(is_, self._plain(args), self._want_plain)):
-                return MISS
-            given = self._tensors(args)
-        if (
-            not self._check(*given, *own)
-            or any(self._hooks)
-            or not all(map(is_, map(type, self._modules), self._kinds))
-            or [*map(len, self._length)] != self._lengths
-            or not all(map(is_, tied, map(own.__getitem__, self._tied)))
-        ):
-            return MISS
-        sources = [*given, *own]
-        if self._writes is not None and self._writes(sources) is not None:
-            return MISS
         return self._run(sources)
+
+
+class WithValues(Shortcut):
+    """The same for calls with arguments that are no tensors."""
+
+    __slots__ = ("_others", "_short", "_tensors", "_values")
+
+    def __init__(self, held: Capture, args: Sequence[Any], check: Callable[..., bool]) -> None:
+        tensors = [place for place, one in enumerate(args) if isinstance(one, torch.Tensor)]
+        others = [place for place in range(len(args)) if place not in tensors]
+        self._tensors = picker(tensors)
+        self._others = picker(others)
+        self._values = tuple(args[place] for place in others)
+        self._short = len(args)
+        super().__init__(held, self._tensors(args), check)
+
+    def __call__(self, args: tuple[Any, ...]) -> Any:
+        """What a call returns, or :data:`MISS` if it does not look like the last one."""
+        if len(args) != self._short or not all(map(is_, self._others(args), self._values)):
+            return MISS
+        return super().__call__(self._tensors(args))
+
+
+def _unchanged(state: State) -> Callable[[], bool]:
+    """A function that says whether all that a model holds besides tensors is as it is now.
+
+    It raises KeyError if something is gone.
+    """
+    places: list[tuple[dict[str, Any], str]] = [(vars(state.root), "training")]
+    dictionaries: list[Any] = []
+    hooks: list[Any] = list(global_forward_hook_tables())
+    for _, owner, key, module, _, _ in state.modules:
+        places += [(owner, key), (vars(module), "training")]
+    for settings in state.settings:
+        held = settings.held
+        places += [(held, key) for key in (*settings.keys, *_HOOKS)]
+        hooks += [held[key] for key in _HOOKS]
+        if settings.tables is not None:
+            tables = [held[key] for key in _TABLES]
+            places += [(held, key) for key in _TABLES]
+            dictionaries += [held, *tables]
+            places += [
+                (table, key)
+                for table in tables
+                for key, value in table.items()
+                if not isinstance(value, torch.Tensor)
+            ]
+    owners = [place for place, _ in places]
+    keys = [key for _, key in places]
+    values = [place[key] for place, key in places]
+
+    def plain() -> bool:
+        return all(map(is_, map(getitem, owners, keys), values)) and not any(hooks)
+
+    if not state.modules and not state.ties:
+        return plain
+    lengths = [*map(len, dictionaries)]
+    modules = [module for *_, module, _, _ in state.modules]
+    kinds = [kind for *_, kind in state.modules]
+    tied = [(binding, state.tensors[number]) for number, binding in state.ties]
+
+    def all_of_it() -> bool:
+        return (
+            plain()
+            and [*map(len, dictionaries)] == lengths
+            and all(map(is_, map(type, modules), kinds))
+            and all(one.owner[one.key] is two.owner[two.key] for one, two in tied)
+        )
+
+    return all_of_it
 
 
 def shortcut(
@@ -164,4 +161,7 @@ def shortcut(
     ):
         return None
     check = tensor_check(sources)
-    return None if check is None else Shortcut(held, args, check)
+    if check is None:
+        return None
+    plain = all(isinstance(one, torch.Tensor) for one in args)
+    return Shortcut(held, args, check) if plain else WithValues(held, args, check)

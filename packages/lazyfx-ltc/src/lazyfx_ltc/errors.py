@@ -32,6 +32,7 @@ __all__ = [
     "HostReadError",
     "InputError",
     "LtcError",
+    "OptionError",
     "SessionError",
 ]
 
@@ -48,6 +49,10 @@ class LtcError(LazyFxError):
 
 class SessionError(LtcError, RuntimeError):
     """The lazy backend is absent, is bound to the other device type, or does not work here."""
+
+
+class OptionError(LtcError, ValueError):
+    """A mode or option of a backend is unknown, or has an unknown value."""
 
 
 class InputError(LtcError, TypeError, ValueError):

@@ -1,0 +1,38 @@
+"""The seam to AOTAutograd, as ``torch.compile`` backends use it. Imported at the first compile."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from lazyfx_core.errors import SeamError
+
+
+def compile_with_autograd(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    compiler: Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]],
+) -> Callable[..., Any]:
+    """A graph of Dynamo as forward and backward graphs of operators, each given to ``compiler``."""
+    try:
+        common = importlib.import_module("torch._dynamo.backends.common")
+        aot_autograd = common.aot_autograd
+        boxed = importlib.import_module("functorch.compile").make_boxed_func
+    except (ImportError, AttributeError) as error:
+        raise SeamError(
+            f"torch {torch.__version__} has no torch._dynamo.backends.common.aot_autograd, which"
+            " the backend relies on"
+        ) from error
+
+    def compiled(graph: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        made = compiler(graph, examples)
+        return made if getattr(made, "_boxed_call", False) else boxed(made)
+
+    whole: Callable[..., Any] = aot_autograd(
+        fw_compiler=compiled, bw_compiler=compiled, inference_compiler=compiled
+    )(gm, example_inputs)
+    return whole
