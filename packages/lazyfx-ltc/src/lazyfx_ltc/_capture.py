@@ -24,7 +24,7 @@ from ._check import check_program
 from ._contract import observe
 from ._dump import dump
 from ._guards import Guard, Modes, what_may_be_asked, why_not_writable
-from ._program import build
+from ._program import build, lifted
 from ._python import may_ask_anything, python_code
 from ._record import Recording, record
 from ._session import LOCK
@@ -128,11 +128,11 @@ def capture(
             raise CaptureError(reason)
         recording = record(subject, contract, groups)
         expected = _expected(contract, specs, source_names)
-        program = build(recording, len(expected)) if recording.text else None
+        program = build(recording, len(expected), specs) if recording.text else None
         if program is not None:
             check_program(program, specs, expected)
     dump(graph, recording, program)
-    used = {number for number in program.inputs if number is not None} if program else set()
+    used = set(program.inputs) if program is not None else set()
     # With python code of the user's own, nobody knows which views would carry a gradient.
     views = (
         {leaf.source for leaf in contract.leaves if isinstance(leaf, ViewOf)} if python else set()
@@ -235,13 +235,7 @@ def _expected(
 ) -> list[tuple[str, TensorSpec]]:
     fresh = [(f"computed output {slot}", spec) for slot, spec in enumerate(contract.fresh)]
     written = [(f"the new value of {names[number]}", specs[number]) for number in contract.written]
-    return [*fresh, *((who, _lifted(spec)) for who, spec in written)]
-
-
-def _lifted(spec: TensorSpec) -> TensorSpec:
-    if spec.shape:
-        return spec
-    return TensorSpec(shape=torch.Size([1]), stride=(1,), dtype=spec.dtype, device=spec.device)
+    return [*fresh, *((who, lifted(spec)) for who, spec in written)]
 
 
 def _autocast(device: str, dtype: torch.dtype | None) -> Any:

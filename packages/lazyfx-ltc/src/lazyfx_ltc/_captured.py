@@ -83,12 +83,10 @@ class Capture:
         if program is None:
             return []
         inputs = [
-            constant
-            if number is None
-            else _lifted(sources[number])
+            _lifted(sources[number])
             if number < given
             else sources[number].clone()  # the program counts offsets from the start of memory
-            for number, constant in zip(program.inputs, program.constants, strict=True)
+            for number in program.inputs
         ]
         results = self._results(program, self._computed(program, inputs))
         split = len(contract.fresh)
@@ -202,16 +200,12 @@ class Capture:
 def _prepared(capture: Capture, program: Program) -> Callable[[list[torch.Tensor]], Any]:
     """Runs a program whose results are the leaves that the caller gets."""
     contract, function = capture.contract, program.function
-    count = len(capture.guard.source_names)
-    constants = [one for one in program.constants if one is not None]
-    following = iter(range(count, count + len(constants)))
-    numbers = [next(following) if one is None else one for one in program.inputs]
-    pick = picker(numbers)
+    pick = picker(program.inputs)
     specs = [one for one in capture.guard.leaves if isinstance(one, TensorSpec)]
     specs += capture.guard.state_specs
     scalars = [
         place
-        for place, number in enumerate(numbers)
+        for place, number in enumerate(program.inputs)
         if number < len(specs) and not specs[number].shape
     ]
     slots = [leaf.slot for leaf in contract.leaves if isinstance(leaf, Fresh)]
@@ -219,7 +213,7 @@ def _prepared(capture: Capture, program: Program) -> Callable[[list[torch.Tensor
     assembled = assembler(contract.structure)
 
     def computed(sources: list[torch.Tensor]) -> Any:
-        inputs: Sequence[Any] = pick([*sources, *constants])
+        inputs: Sequence[Any] = pick(sources)
         if scalars:
             inputs = lifted = [*inputs]
             for place in scalars:
@@ -244,7 +238,7 @@ def _prepared(capture: Capture, program: Program) -> Callable[[list[torch.Tensor
         return run
     ((_, own, spec),) = results
     is_leaf = contract.structure.spec.num_nodes == 1 and not contract.structure.records
-    if scalars or constants or not own or not is_leaf:
+    if scalars or not own or not is_leaf:
         return run
     stride = spec.stride
 

@@ -29,7 +29,7 @@ def _body(program: Program, names: Sequence[str]) -> list[str]:
     inputs, instructions, _ = parse(program.text)
     lines: list[str] = []
     made_by: dict[str, str] = {}
-    for name, number in zip(inputs, program.inputs, strict=True):
+    for name, number in zip(inputs, program.labels, strict=True):
         made_by[name] = f"in_{name}"
         shown = "constant" if number is None else names[number]
         lines.append(f"  in_{name} [label={json.dumps(shown)}, shape=ellipse];")

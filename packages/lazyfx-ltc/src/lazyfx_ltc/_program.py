@@ -20,8 +20,11 @@ import torch
 from . import _torch_lazy
 from ._called import splice
 from ._inputs import GraphInputMatcher
+from ._looks import looks
+from ._optimise import asked, optimised
 from ._record import Recording
 from ._repair import Repair, scalar_of
+from ._specs import TensorSpec
 from ._text import Instruction, parse, write
 from .errors import CaptureError
 
@@ -33,8 +36,9 @@ class Program:
     Attributes:
         function: Takes the inputs in order, returns a tuple of tensors (or one tensor).
         text: The program as text.
-        inputs: For each input the number of its source, or None for a constant.
-        constants: For each input its constant, or None for a source.
+        inputs: For each input the number of its source.
+        labels: For each input of the text the number of its source, or None for a constant.
+        constants: The constants, in order.
         results: For each result (fresh outputs, then written sources) its place in the tuple.
         own: For each result whether its memory is its own, or it must be copied before it is
             handed out since it may share memory with an input, a constant or another result.
@@ -44,8 +48,9 @@ class Program:
 
     function: Callable[..., Any]
     text: str
-    inputs: tuple[int | None, ...]
-    constants: tuple[Any, ...]
+    inputs: tuple[int, ...]
+    labels: tuple[int | None, ...]
+    constants: tuple[torch.Tensor, ...]
     results: tuple[int, ...]
     own: tuple[bool, ...]
     arity: int
@@ -74,11 +79,12 @@ def _scheduled(
     return order
 
 
-def build(recording: Recording, results: int) -> Program:
+def build(recording: Recording, results: int, sources: Sequence[TensorSpec]) -> Program:
     """Compile a recording.
 
     Args:
         recording: What the backend recorded.
+        sources: What the sources look like, by number.
         results: The number of outputs after the random draws.
 
     Raises:
@@ -118,15 +124,31 @@ def build(recording: Recording, results: int) -> Program:
     effects = [named[one] if one >= 0 else firsts[~one] for one in recording.draws]
     wanted_results = named[first:]
     live = _scheduled(everything, effects, wanted_results)
-    used = {name for one in live for name in one.ins}
-    # A draw somebody uses runs anyway; one nobody uses must stay an output to run at all.
-    outputs = list(
-        dict.fromkeys([*(name for name in effects if name not in used), *wanted_results])
-    )
-    names = [name for name in inputs if name in used or name in outputs]
-    text = write(names, live, outputs)
+    taken = {name for one in live for name in one.ins}.union(wanted_results)
+    names = [name for name in inputs if name in taken]
+    where = {name: positions[name] for name in names}
+    constants = {name: _constant(values[name]) for name in names if where[name] is None}
     try:
-        function = _torch_lazy.build_function(text)
+        known = looks(
+            live,
+            asked(live),
+            {name: lifted(sources[one]) for name, one in where.items() if one is not None},
+            constants,
+        )
+        live, more, aliases = optimised(live, known)
+        effects = [aliases.get(name, name) for name in effects]
+        wanted_results = [aliases.get(name, name) for name in wanted_results]
+        live = _scheduled(live, effects, wanted_results)
+        constants.update(more)
+        where.update(dict.fromkeys(more))
+        used = {name for one in live for name in one.ins}
+        # A draw somebody uses runs anyway; one nobody uses must stay an output to run at all.
+        unused = (name for name in effects if name not in used)
+        outputs = list(dict.fromkeys([*unused, *wanted_results]))
+        names = [name for name in where if name in used or name in outputs]
+        text = write(names, live, outputs)
+        bound = {place: constants[name] for place, name in enumerate(names) if name in constants}
+        function = _torch_lazy.build_function(text, bound)
     except RuntimeError as error:
         raise CaptureError(
             f"torch cannot compile the recorded graph: {error}; please report it together with"
@@ -139,8 +161,9 @@ def build(recording: Recording, results: int) -> Program:
     return Program(
         function=function,
         text=text,
-        inputs=tuple(positions[name] for name in names),
-        constants=tuple(_constant(values[name]) for name in names),
+        inputs=tuple(number for name in names if (number := where[name]) is not None),
+        labels=tuple(where[name] for name in names),
+        constants=tuple(bound.values()),
         results=tuple(outputs.index(name) for name in wanted_results),
         own=_owned(text, [outputs.index(name) for name in wanted_results]),
         arity=len(outputs),
@@ -148,8 +171,16 @@ def build(recording: Recording, results: int) -> Program:
     )
 
 
-def _constant(value: Any) -> Any:
-    return torch.tensor(value) if isinstance(value, (bool, int, float)) else value
+def _constant(value: Any) -> torch.Tensor:
+    made = torch.tensor(value) if isinstance(value, (bool, int, float)) else value
+    return made.detach() if isinstance(made, torch.Tensor) else torch.tensor(made)
+
+
+def lifted(spec: TensorSpec) -> TensorSpec:
+    """What a source looks like in the program: one without dimensions is of one element."""
+    if spec.shape:
+        return spec
+    return TensorSpec(shape=torch.Size([1]), stride=(1,), dtype=spec.dtype, device=spec.device)
 
 
 def _owned(text: str, results: Sequence[int]) -> tuple[bool, ...]:

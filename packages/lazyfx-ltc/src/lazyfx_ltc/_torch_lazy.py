@@ -17,7 +17,7 @@ Facts relied on, each checked where it is used or by the self-test of ``_session
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -141,8 +141,14 @@ def graph_hash(roots: Sequence[torch.Tensor]) -> str:
 # --- TorchScript -------------------------------------------------------------------------------
 
 
-def build_function(text: str) -> Callable[..., Any]:
+def build_function(
+    text: str, constants: Mapping[int, torch.Tensor] | None = None
+) -> Callable[..., Any]:
     """Turn a graph's text into a function of its own (no cache, releases the GIL while it runs).
+
+    Args:
+        text: The graph.
+        constants: The values of some inputs, by place; the function does not take them.
 
     TorchScript's optimiser is left out while the function runs (the setting is thread-local): it
     recurses over long chains, which ends a process whose thread has a small stack, folds constants
@@ -151,9 +157,9 @@ def build_function(text: str) -> Callable[..., Any]:
     Raises:
         RuntimeError: torch cannot parse the text.
     """
-    function: Callable[..., Any] = _private("_create_function_from_graph")(
-        "captured", _private("parse_ir")(text)
-    )
+    graph = _private("parse_ir")(text)
+    _bind(graph, constants or {})
+    function: Callable[..., Any] = _private("_create_function_from_graph")("captured", graph)
     is_optimising = _private("_get_graph_executor_optimize")
     optimise = _private("_set_graph_executor_optimize")
 
@@ -166,6 +172,16 @@ def build_function(text: str) -> Callable[..., Any]:
             optimise(before)
 
     return run
+
+
+def _bind(graph: Any, constants: Mapping[int, torch.Tensor]) -> None:
+    """Make constants of some inputs."""
+    inputs = list(graph.inputs())
+    start = next(iter(graph.nodes()), None) or graph.return_node()
+    for place in sorted(constants, reverse=True):
+        graph.setInsertPoint(start)
+        inputs[place].replaceAllUsesWith(graph.insertConstant(constants[place]))
+        graph.eraseInput(place)
 
 
 @cache

@@ -79,9 +79,13 @@ def device_constructors() -> frozenset[Any]:
     return frozenset(found())
 
 
-def fake_mode() -> Any:
-    """A fresh fake-tensor mode: shapes, dtypes, strides and aliasing without data."""
-    return _module("torch._subclasses.fake_tensor").FakeTensorMode(allow_non_fake_inputs=False)
+def fake_mode(*, with_real: bool = False) -> Any:
+    """A fresh fake-tensor mode: shapes, dtypes, strides and aliasing without data.
+
+    ``with_real``: real tensors may take part, and count as fake ones.
+    """
+    module = _module("torch._subclasses.fake_tensor")
+    return module.FakeTensorMode(allow_non_fake_inputs=with_real)
 
 
 def global_forward_hook_tables() -> tuple[dict[int, Any], ...]:
