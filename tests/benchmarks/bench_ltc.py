@@ -1,44 +1,169 @@
-"""lazyfx-ltc beside eager, torch's private extraction and a traced and frozen TorchScript."""
+"""lazyfx-ltc beside what a user would pick instead, with one thread and with two.
+
+Eager, torch's own extraction, TorchScript traced and frozen, inductor, ``aot_eager``; and the time
+that a capture takes.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+import time
 import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from interleave import medians, show
+from interleave import medians, publish, show
 from torch import fx, nn
 
 from lazyfx_ltc import extract_compiled_graph
 
-CASES = {
-    "x + 1": (lambda: fx.symbolic_trace(lambda x: x + 1), (64, 64)),
-    "tiny MLP": (lambda: _mlp(16, 32), (4, 16)),
-    "MLP 1024": (lambda: _mlp(1024, 1024), (16, 1024)),
+ZOO = Path(__file__).parents[1] / "ltc" / "zoo" / "models.py"
+
+
+class Block(nn.Module):
+    """A transformer block: 64 wide, 4 heads, on 16 tokens."""
+
+    def __init__(self, width: int = 64, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.width = heads, width
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, t, w = 2, 16, self.width
+        q, k, v = self.qkv(self.norms[0](x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        weights = ((q @ k.transpose(-1, -2)) * (w // self.heads) ** -0.5).softmax(-1)
+        x = x + self.out((weights @ v).transpose(1, 2).reshape(b, t, w))
+        return x + self.down(nn.functional.gelu(self.up(self.norms[1](x))))
+
+
+def mlp(width: int, hidden: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+
+
+def chain(x: torch.Tensor) -> torch.Tensor:
+    for _ in range(10):
+        x = ((x * 1.01 + 0.5).tanh() - 0.25).sigmoid()
+    return x
+
+
+def forty() -> fx.GraphModule:
+    graph = fx.Graph()
+    places = [graph.placeholder(f"x{number}") for number in range(40)]
+    graph.output(graph.call_function(torch.add, (places[0], places[39])))
+    return fx.GraphModule(nn.Module(), graph)
+
+
+def from_zoo(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    full = "ltc_zoo_models"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, ZOO)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full])
+    entry = sys.modules[full].ZOO[name]
+    return entry.make(), entry.inputs(0)
+
+
+CASES: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
+    "x + 1, 64 x 64": lambda: (fx.symbolic_trace(lambda x: x + 1), (torch.randn(64, 64),)),
+    "tiny MLP": lambda: (mlp(16, 32), (torch.randn(4, 16),)),
+    "MLP, 1024 wide": lambda: (mlp(1024, 1024), (torch.randn(16, 1024),)),
+    "2 of 40 arguments": lambda: (forty(), tuple(torch.randn(8) for _ in range(40))),
+    "50 elementwise operators": lambda: (chain, (torch.randn(64, 64),)),
+    "transformer block": lambda: (Block(), (torch.randn(2, 16, 64),)),
+    "mixer": lambda: from_zoo("mlp mixer"),
+    "ResNet-18, 32 x 32": lambda: from_zoo("resnet18"),
+    "MobileNet, 32 x 32": lambda: from_zoo("mobilenet v3"),
+    "BERT, small": lambda: from_zoo("bert sdpa"),
 }
 
 
-def _mlp(width: int, hidden: int) -> fx.GraphModule:
-    layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)).eval()
-    return fx.symbolic_trace(layers)
+def traced(model: Any, inputs: tuple[Any, ...]) -> fx.GraphModule:
+    if isinstance(model, fx.GraphModule):
+        return model
+    try:
+        return fx.symbolic_trace(model)
+    except Exception:  # python that symbolic tracing cannot follow
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        return make_fx(model)(*inputs)
+
+
+def reference(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> Callable[..., Any] | None:
+    """torch's private extraction, where it works at all."""
+    from torch._lazy.extract_compiled_graph import extract_compiled_graph as theirs
+
+    try:
+        found = theirs(gm, inputs)
+        torch.testing.assert_close(found(*inputs), gm(*inputs))
+    except Exception:  # it refuses most models
+        return None
+    return found  # type: ignore[no-any-return]
+
+
+def contenders(model: Any, inputs: tuple[Any, ...]) -> dict[str, Callable[[], object]]:
+    model = model.eval() if isinstance(model, nn.Module) else model
+    gm = traced(model, inputs)
+    found: dict[str, Any] = {"eager": model, "ours": extract_compiled_graph(gm, inputs)}
+    found["torch's private"] = reference(gm, inputs)
+    module = model if isinstance(model, nn.Module) else gm
+    found["trace + freeze"] = torch.jit.freeze(
+        torch.jit.trace(module, inputs, strict=False, check_trace=False).eval()
+    )
+    for name, backend in (
+        ("ours, compiled", "lazyfx_ltc"),
+        ("aot_eager", "aot_eager"),
+        ("inductor", "inductor"),
+    ):
+        torch._dynamo.reset()
+        found[name] = torch.compile(model, backend=backend)
+        found[name](*inputs)
+    return {name: partial(one, *inputs) for name, one in found.items() if one is not None}
+
+
+def calls(threads: int) -> None:
+    torch.set_num_threads(threads)
+    rows: dict[str, dict[str, float]] = {}
+    with torch.no_grad():
+        for name, make in CASES.items():
+            rows[name] = medians(contenders(*make()))
+    names = list(dict.fromkeys(one for values in rows.values() for one in values))
+    order = ["eager", "ours", *(one for one in names if one not in ("eager", "ours"))]
+    nan = float("nan")
+    complete = {case: {one: values.get(one, nan) for one in order} for case, values in rows.items()}
+    show(f"ltc-calls-{threads}-threads", complete, baseline="eager")
+
+
+def captures() -> None:
+    """Seconds of a capture, which grow with the graph and no faster."""
+    body, data = [], {}
+    for count in (50, 500, 5000):
+        graph = fx.Graph()
+        node = graph.placeholder("x")
+        for _ in range(count):
+            node = graph.call_function(torch.tanh, (node,))
+        graph.output(node)
+        gm = fx.GraphModule(nn.Module(), graph)
+        start = time.perf_counter()
+        extract_compiled_graph(gm, (torch.randn(8),))
+        took = time.perf_counter() - start
+        body.append([str(count), f"{took * 1e3:.0f}", f"{took / count * 1e6:.0f}"])
+        data[str(count)] = took
+    publish("ltc-capture-time", ["operators", "capture [ms]", "per operator [µs]"], body, data)
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")  # TorchScript's deprecation
-    from torch._lazy.extract_compiled_graph import extract_compiled_graph as theirs
-
-    torch.set_num_threads(1)
-    rows = {}
-    with torch.no_grad():
-        for name, (make, size) in CASES.items():
-            model, x = make(), torch.randn(size)
-            functions = {
-                "eager": model,
-                "ours": extract_compiled_graph(model, (x,)),
-                "torch's private": theirs(model, (x,)),
-                "trace + freeze": torch.jit.freeze(torch.jit.trace(model, x).eval()),
-            }
-            rows[name] = medians({n: (lambda f=f, x=x: f(x)) for n, f in functions.items()})
-    show("lazyfx-ltc, one call", rows, baseline="eager")
+    for threads in (1, 2):
+        calls(threads)
+    captures()
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ class _Observer(TorchDispatchMode):
         self.trace: list[str] = []
         self.dense: dict[str, list[tuple[bool, ...]]] = {}
         self.touched: set[int] = set()
+        self.looked_at: set[int] = set()
         self.written: set[int] = set()
         self.source_storages = {storage_key(tensor) for tensor in sources}
 
@@ -110,8 +111,9 @@ class _Observer(TorchDispatchMode):
         if name.split(".")[0] in _HOST_READS:
             raise host_read(name, self.runner)
         self._refuse(func, name, args, keywords)
-        operands = tuple(one.is_contiguous() for one in _tensors((args, keywords)))
-        self.dense.setdefault(name, []).append(operands)
+        operands = _tensors((args, keywords))
+        self.looked_at.update(map(storage_key, operands))
+        self.dense.setdefault(name, []).append(tuple(one.is_contiguous() for one in operands))
         for target in schema_writes(func, args, keywords):
             self.written.update(storage_key(tensor) for tensor in _tensors(target))
         if not only_looks(func, name):
@@ -331,6 +333,11 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
         in_autocast=asked.in_autocast,
         touched=tuple(
             number for number, fake in enumerate(fakes) if storage_key(fake) in observer.touched
+        ),
+        looked_at=tuple(
+            number
+            for number, fake in enumerate(fakes)
+            if storage_key(fake) in observer.looked_at | asked.looked_at
         ),
     )
 

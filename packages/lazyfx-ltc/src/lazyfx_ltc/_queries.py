@@ -38,6 +38,7 @@ class Asked(TorchFunctionMode):
 
     Attributes:
         answers: ``(function, answer)``, in order.
+        looked_at: The memory of the tensors that were asked about.
         in_autocast: Whether the model switches autocast on or off itself.
     """
 
@@ -47,6 +48,7 @@ class Asked(TorchFunctionMode):
         self._device = device
         self._autocast = torch.is_autocast_enabled(device)
         self.answers: list[tuple[Any, Any]] = []
+        self.looked_at: set[int] = set()
         self._runner = runner
         self._sources = frozenset(sources)
 
@@ -76,6 +78,9 @@ class Asked(TorchFunctionMode):
                     " call would be baked in; return a tensor"
                 )
             self.answers.append((func, result))
+            leaves = tree_flatten((args, kwargs))[0]
+            tensors = (one for one in leaves if isinstance(one, torch.Tensor))
+            self.looked_at.update(map(storage_key, tensors))
         return result
 
 

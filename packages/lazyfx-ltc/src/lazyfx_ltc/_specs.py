@@ -119,6 +119,7 @@ class Contract:
         answers: What it asked of its tensors (``_queries.py``).
         in_autocast: Whether it switches autocast on or off itself.
         touched: Numbers of the sources whose values went into something that is no view of them.
+        looked_at: Numbers of the sources that an operator or a question got.
         modes_asked: The functions by which its python code asked for the thread's modes, and where.
     """
 
@@ -133,3 +134,4 @@ class Contract:
     modes_asked: dict[str, str] = field(default_factory=dict, compare=False)
     in_autocast: bool = False
     touched: tuple[int, ...] = ()
+    looked_at: tuple[int, ...] = ()
