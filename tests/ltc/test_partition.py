@@ -223,3 +223,92 @@ def test_a_pickle_finds_its_pieces_again(strange: Any) -> None:
     again = pickle.loads(pickle.dumps(made))
     torch.testing.assert_close(again(X), want)
     torch.testing.assert_close(made.boxed([X]), want)
+
+
+class Rebinding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = torch.zeros(3)
+
+    def forward(self, x: Any) -> Any:
+        self.h = self.h + 1
+        return x + self.h
+
+
+def test_attributes_are_read_where_they_stand() -> None:
+    def made() -> fx.GraphModule:
+        graph = fx.Graph()
+        x = graph.placeholder("x")
+        before = graph.get_attr("leaf.h")
+        y = graph.call_module("leaf", (x,))
+        after = graph.get_attr("leaf.h")
+        ten = graph.call_function(torch.mul, (before, 10))
+        graph.output((graph.call_function(torch.add, (y, ten)), before, after))
+        root = nn.Module()
+        root.leaf = Rebinding()
+        return fx.GraphModule(root, graph)
+
+    eager, x = made(), torch.ones(3)
+    compiled = partitioned(made(), x)
+    for _ in range(3):
+        torch.testing.assert_close(compiled(x), eager(x))
+
+
+def make_list(x: Any) -> Any:
+    return [x, x + 1]
+
+
+def same(x: Any) -> Any:
+    return x
+
+
+def appended(target: Any, x: Any) -> Any:
+    target.append(double_(x + 0))
+    return target[-1]
+
+
+fx.wrap("make_list")
+fx.wrap("same")
+fx.wrap("appended")
+
+
+def test_containers_stay_the_same_objects() -> None:
+    def model(x: Any) -> Any:
+        first = make_list(x)
+        second = same(first)
+        last = appended(first, x)
+        return last, second
+
+    compiled = partitioned(model, X)
+    got, want = compiled(X), model(X)
+    assert len(got[1]) == 3
+    torch.testing.assert_close(got, want)
+    given = partitioned(lambda x, y: appended([x, y], x), X, X)
+    torch.testing.assert_close(given(X, X), X * 2)
+
+
+def test_a_program_that_fails_is_not_run_twice() -> None:
+    def model(x: Any, index: Any) -> Any:
+        return (torch.rand_like(x) + x)[index], double_(x + 0)
+
+    compiled = partitioned(model, X, torch.tensor([0]))
+    compiled(X, torch.tensor([1]))
+    states = []
+    for one in (model, compiled):
+        torch.manual_seed(0)
+        with pytest.raises((IndexError, RuntimeError)):
+            one(X, torch.tensor([9]))
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_what_is_captured_again_and_again_runs_as_in_eager_in_the_end() -> None:
+    gm = make_fx(lambda x: (x * x.sum().item()).sin() + 1, tracing_mode="symbolic")(X)
+    compiled = ltc.extract_compiled_graph(gm, (X,), fallback="partition", max_captures=2)
+    assert isinstance(compiled, ltc.PartitionedGraph)
+    for _ in range(12):
+        x = torch.randn(3, 4)
+        torch.testing.assert_close(compiled(x), (x * x.sum()).sin() + 1)
+    captured = [one.captured for one in compiled.segments if one.captured is not None]
+    assert any(one.dropped == 4 for one in captured)
+    assert all(one.dropped <= 4 for one in captured)

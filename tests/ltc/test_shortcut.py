@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import fx, nn
 from torch.nn.modules.module import register_module_forward_hook
+from torch.overrides import TorchFunctionMode
 
 import lazyfx_ltc as ltc
 
@@ -215,3 +216,64 @@ def test_a_program_that_fails_leaves_the_short_way_usable() -> None:
     with pytest.raises(ltc.CaptureError, match="nothing was written"):
         compiled(X, torch.tensor([0, 9]))
     torch.testing.assert_close(compiled(X, torch.tensor([0, 1])), want)
+
+
+def test_a_refused_call_prepares_nothing() -> None:
+    def model(a: Any, b: Any, x: Any) -> Any:
+        a.add_(x)
+        b.add_(x)
+        return a + b
+
+    with torch.inference_mode():
+        b = torch.zeros(3)
+    compiled = ltc.extract_compiled_graph(
+        fx.symbolic_trace(model), (torch.ones(3), torch.ones(3), torch.ones(3))
+    )
+    a = torch.zeros(3)
+    for _ in range(3):
+        with pytest.raises(ltc.GuardError, match="inference mode"):
+            compiled(a, b, torch.ones(3))
+    assert not a.any()
+
+
+def test_a_state_set_anew_is_seen() -> None:
+    compiled, gm = both()
+    gm.first.__setstate__(nn.Linear(4, 4).__dict__)
+    with torch.no_grad():
+        assert not taken(compiled, X)
+        torch.testing.assert_close(compiled(X), gm(X))
+    assert compiled.captures == 2
+
+
+def test_an_attribute_that_hides_a_child_is_seen() -> None:
+    compiled, gm = both()
+    gm.__dict__["first"] = nn.Linear(4, 4)
+    with torch.no_grad():
+        assert not taken(compiled, X)
+        with pytest.raises(ltc.LtcError):
+            compiled(X)
+
+
+class Doubling(TorchFunctionMode):
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func is torch.add else result
+
+
+def test_modes_that_functions_would_pass_through_are_refused() -> None:
+    gm = fx.symbolic_trace(lambda a: torch.add(a, 1))
+    compiled = ltc.extract_compiled_graph(gm, (X,))
+    compiled(X)
+    for mode in (Doubling(), torch.device("meta")):
+        with mode, pytest.raises(ltc.GuardError, match="a mode for torch functions is active"):
+            compiled(X)
+    with torch.device("cpu"):
+        torch.testing.assert_close(compiled(X), X + 1)
+
+
+def test_tensors_inside_of_a_transform_are_refused() -> None:
+    gm = fx.symbolic_trace(lambda a: a + torch.rand_like(a))
+    compiled = ltc.extract_compiled_graph(gm, (X[0],))
+    compiled(X[0])
+    with pytest.raises(ltc.LtcError, match="inside of a transform"):
+        torch.vmap(compiled, randomness="different")(X)

@@ -172,7 +172,12 @@ CASES: dict[str, Case] = {
         X,
         refused=r"2 operator.*::scaled .*::named",
     ),
-    "such an operator in dead code, which is left out": case(lambda a: (scaled(a), a + 1)[1], X),
+    "an operator of torch in dead code, which is left out": case(
+        lambda a: (torch.ops.aten.linalg_pinv.atol_rtol_tensor(a), a + 1)[1], X
+    ),
+    "an operator of the user's in dead code, which may do anything": case(
+        lambda a: (scaled(a), a + 1)[1], X, refused="::scaled"
+    ),
     "an operator that writes, and returns nothing": case(
         python(lambda a: written_to_a_list(a + 1, a * 2)), X
     ),

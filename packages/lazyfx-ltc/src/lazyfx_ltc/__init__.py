@@ -23,6 +23,7 @@ from .errors import (
     InputError,
     LtcError,
     OptionError,
+    ProgramError,
     SessionError,
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "LtcError",
     "OptionError",
     "PartitionedGraph",
+    "ProgramError",
     "ReturnValueHandler",
     "SessionError",
     "__version__",

@@ -16,6 +16,7 @@ from torch import nn
 
 from ._guards import is_value
 from ._structure import Structure, flatten_call
+from ._torch_guards import inside_transform
 from ._torch_tracing import is_fake, without_modes
 from .errors import InputError
 
@@ -88,6 +89,11 @@ def check_tensor(name: str, value: torch.Tensor, device: str) -> None:
         raise InputError(
             f"{name}: expected a plain torch.Tensor, seen the subclass {type(value).__name__};"
             " convert it first"
+        )
+    if inside_transform(value):
+        raise InputError(
+            f"{name}: expected a plain tensor, seen one inside of a transform (vmap, grad);"
+            " transform the model, then capture"
         )
     if value.layout is not torch.strided or value.is_quantized or value.is_nested:
         kind = "nested" if value.is_nested else str(value.layout)

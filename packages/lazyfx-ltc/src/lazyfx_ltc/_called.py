@@ -13,7 +13,6 @@ that are tensors, and arguments that the program's notation has words for.
 from __future__ import annotations
 
 import collections
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 from torch.fx.node import map_aggregate
 
 from . import _torch_lazy
-from ._text import Instruction, number
+from ._text import Instruction, as_scalar, number
 from ._torch_tracing import fake_mode, is_overload, op_name, schema_arguments
 
 _MEMORY_FORMATS = {
@@ -55,7 +54,6 @@ class Call:
         results: For each result the tensor id, the ids of a list's tensors, or
             None where the operator gives no tensor.
         scalars: The ids of results without dimensions.
-        draws: Whether it moves the random state.
         dense: The operands that are contiguous in eager.
     """
 
@@ -64,7 +62,6 @@ class Call:
     returns: tuple[str, ...]
     results: tuple[int | tuple[int, ...] | None, ...]
     scalars: frozenset[int]
-    draws: bool
     dense: frozenset[int]
 
     @property
@@ -138,7 +135,7 @@ class Calls:
         self.operands: list[torch.Tensor] = []
         self._mode = fake_mode()
 
-    def add(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], draws: bool) -> Any:
+    def add(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note a call; returns lazy tensors that stand for its results."""
         args, kwargs = map_aggregate(args, self._moved), map_aggregate(kwargs, self._moved)
         first = len(self.operands)
@@ -173,7 +170,6 @@ class Calls:
                 returns=_returns(func),
                 results=tuple(ids),
                 scalars=frozenset(scalars),
-                draws=draws,
                 dense=self._dense_operands(op_name(func), first),
             )
         )
@@ -282,7 +278,7 @@ def splice(
 def _as_one_element(name: str, instructions: list[Instruction], fresh: Iterator[str]) -> str:
     length, size, lifted = next(fresh), next(fresh), next(fresh)
     instructions += [
-        number(length, 1),
+        *number(length, 1),
         Instruction(outs=((size, "int[]"),), kind="prim::ListConstruct", attrs=None, ins=(length,)),
         Instruction(outs=((lifted, "Tensor"),), kind="aten::reshape", attrs=None, ins=(name, size)),
     ]
@@ -293,7 +289,7 @@ def _contiguous(name: str, instructions: list[Instruction], fresh: Iterator[str]
     """The same values in a contiguous tensor, the same one if it is."""
     zero, dense = next(fresh), next(fresh)
     instructions += [
-        number(zero, 0),
+        *number(zero, 0),
         Instruction(
             outs=((dense, "Tensor"),), kind="aten::contiguous", attrs=None, ins=(name, zero)
         ),
@@ -332,12 +328,8 @@ def _value(
         return _constant("NoneType", None, fresh, instructions)
     if isinstance(value, (list, tuple)):
         return _list(value, kind, operands, fresh, instructions)
-    if isinstance(value, (bool, int, float)):
+    if isinstance(value, (bool, int, float, complex)):
         return _number(value, kind, fresh, instructions)
-    if isinstance(value, complex):
-        real = _number(value.real, "float", fresh, instructions)
-        imaginary = _number(value.imag, "float", fresh, instructions)
-        return _of_floats("aten::Complex", real, imaginary, fresh, instructions)
     if isinstance(value, str):
         quoted = value.isascii() and value.isprintable() and not set(value) & set('"\\')
         if not quoted:
@@ -364,39 +356,16 @@ def _constant(
 
 
 def _number(
-    value: bool | float, kind: str, fresh: Iterator[str], instructions: list[Instruction]
+    value: complex, kind: str, fresh: Iterator[str], instructions: list[Instruction]
 ) -> str:
-    if kind == "float":
-        value = float(value)
-    elif kind == "int":
-        value = int(value)
-    if isinstance(value, float) and math.isnan(value):
-        infinite = _number(math.inf, "float", fresh, instructions)
-        return _of_floats("aten::sub", infinite, infinite, fresh, instructions)
-    if isinstance(value, float) and 0 < abs(value) < sys.float_info.min:
-        large = _number(value * 2.0**600, "float", fresh, instructions)
-        small = _number(2.0**-600, "float", fresh, instructions)
-        return _of_floats("aten::mul", large, small, fresh, instructions)
+    if not isinstance(value, complex):
+        value = float(value) if kind == "float" else int(value) if kind == "int" else value
     name = str(next(fresh))
-    instructions.append(number(name, value))
-    if isinstance(value, bool) and kind == "number":  # which a bool is not, but for the name
+    instructions += number(name, value)
+    if isinstance(value, bool) and kind == "number":
         scalar = str(next(fresh))
-        instructions.append(
-            Instruction(
-                outs=((scalar, "Scalar"),), kind="prim::unchecked_cast", attrs=None, ins=(name,)
-            )
-        )
+        instructions.append(as_scalar(scalar, name))
         return scalar
-    return name
-
-
-def _of_floats(
-    kind: str, left: str, right: str, fresh: Iterator[str], instructions: list[Instruction]
-) -> str:
-    """What an operator makes of two floats, where the notation has no word for the result."""
-    name = str(next(fresh))
-    of = "complex" if kind == "aten::Complex" else "float"
-    instructions.append(Instruction(outs=((name, of),), kind=kind, attrs=None, ins=(left, right)))
     return name
 
 

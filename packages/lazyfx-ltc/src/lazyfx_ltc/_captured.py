@@ -18,7 +18,7 @@ from ._outputs import place, place_shared
 from ._program import Program
 from ._specs import Constant, Contract, Fresh, Itself, Leaf, TensorSpec, ViewOf, picker
 from ._structure import assembler, unflatten
-from .errors import CaptureError, GradientError, GuardError
+from .errors import GradientError, GuardError, ProgramError
 
 _NOTHING: Any = contextlib.nullcontext()
 MISS: Any = object()
@@ -252,8 +252,8 @@ def _prepared(capture: Capture, program: Program) -> Callable[[list[torch.Tensor
     return run_one
 
 
-def _failed(error: RuntimeError) -> CaptureError:
-    return CaptureError(f"the captured program failed, and nothing was written: {error}")
+def _failed(error: RuntimeError) -> ProgramError:
+    return ProgramError(f"the captured program failed, and nothing was written: {error}")
 
 
 def _lifted(tensor: torch.Tensor) -> torch.Tensor:

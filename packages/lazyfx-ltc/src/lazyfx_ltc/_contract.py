@@ -69,6 +69,15 @@ def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return given.get("dropout_p", 1.0) != 0 and given.get("train", True) is not False
 
 
+def has_effects(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call has its place among others and may not be left out.
+
+    It draws; or it is nobody-knows-what: an operator of the user's own may draw, print or count.
+    """
+    name = str(func._schema.name)
+    return draws(func, args, kwargs) or not name.startswith(("aten::", "prim::", "prims::"))
+
+
 def only_looks(func: Any, name: str) -> bool:
     """Whether an operator gives a view of its argument, or takes no more than its shape."""
     views = any(one.alias_info is not None for one in func._schema.returns)

@@ -20,7 +20,8 @@ from ._aliases import Group, groups_of, shows_an_element_twice, written_groups
 from ._specs import TensorSpec
 from ._state import State
 from ._structure import Structure
-from ._torch_tracing import tree_unflatten
+from ._torch_guards import function_modes, function_modes_active, inside_transform
+from ._torch_tracing import DeviceContext, tree_unflatten
 from .errors import GuardError
 
 _VALUES = (
@@ -241,6 +242,24 @@ def why_not_writable(
     return None
 
 
+def check_surroundings(device: str) -> None:
+    """Raise :class:`GuardError` where torch functions pass through a mode that a replay would not.
+
+    A default device is one; that of the session changes nothing.
+    """
+    if not function_modes_active():
+        return
+    for mode in function_modes():
+        placed = getattr(mode, "device", None)
+        if type(mode) is DeviceContext and placed is not None and placed.type == device:
+            continue
+        raise GuardError(
+            f"a mode for torch functions is active ({type(mode).__name__}, a default device or"
+            " one of yours): expected none, since a replay calls no functions that would pass"
+            " through it; leave it for the call"
+        )
+
+
 class _Shown:
     """Prints as a text, inside of containers too."""
 
@@ -269,6 +288,11 @@ def _shape(structure: Structure) -> str:
 def _why_no_fit(name: str, value: Any, spec: TensorSpec) -> str | None:
     if type(value) is not torch.Tensor and type(value) is not nn.Parameter:
         return f"{name}: expected a torch.Tensor, as at capture, seen {type(value).__name__}"
+    if inside_transform(value):
+        return (
+            f"{name}: expected {spec}, as at capture, seen a tensor inside of a transform (vmap,"
+            " grad); a replay computes with whole tensors: transform the model, then capture"
+        )
     if value.is_nested:
         return f"{name}: expected {spec}, as at capture, seen a nested tensor"
     if (

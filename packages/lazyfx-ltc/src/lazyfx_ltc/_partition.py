@@ -27,15 +27,16 @@ from lazyfx_core import LazyGraphModule
 from ._arguments import endless
 from ._explanation import Explanation
 from ._replay import Boxed, CompiledGraph
-from ._run import plain_containers
+from ._run import filled
 from ._session import initialize
 from ._signature import placeholder_values
 from ._state import bind_state
 from ._structure import flatten_call
-from .errors import CaptureError, GradientError, InputError, LtcError
+from .errors import CaptureError, GradientError, InputError, LtcError, ProgramError
 
 _LOGGER = logging.getLogger("lazyfx_ltc")
-_OUTSIDE = ("placeholder", "output", "get_attr")
+_OUTSIDE = ("placeholder", "output")
+_MUTABLE = (list, dict)  # a captured piece would hand out copies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,7 @@ class Piece:
         inputs: The names of what they take.
         outputs: The names of what is used after them.
         dead: The names of what nobody uses after them.
+        attributes: The names among the outputs that are attributes of the model.
         captured: Replays them; None if they run as in eager, or nobody has tried yet.
         reason: Why they run as in eager.
     """
@@ -57,6 +59,7 @@ class Piece:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dead: tuple[str, ...]
+    attributes: tuple[str, ...]
     captured: CompiledGraph | None = None
     reason: str | None = None
 
@@ -107,14 +110,13 @@ def _piece(
     graph = fx.Graph()
     inside = set(run)
     used = dict.fromkeys(one for name in run for one in nodes[name].all_input_nodes)
-    taken = [one for one in used if one.name not in inside and one.op != "get_attr"]
+    taken = [one for one in used if one.name not in inside]
     made: dict[fx.Node, fx.Node] = {one: graph.placeholder(one.name) for one in taken}
-    for one in used:
-        if one.op == "get_attr":
-            made[one] = graph.node_copy(one)
     for name in run:
         made[nodes[name]] = graph.node_copy(nodes[name], made.__getitem__)
-    outputs = [name for name in run if last.get(name, -1) > number]
+    leaving = [name for name in run if last.get(name, -1) > number]
+    attributes = tuple(name for name in leaving if nodes[name].op == "get_attr")
+    outputs = [name for name in leaving if nodes[name].op != "get_attr"]
     graph.output(tuple(made[nodes[name]] for name in outputs))
     inputs = tuple(one.name for one in taken)
     return Piece(
@@ -123,6 +125,7 @@ def _piece(
         inputs=inputs,
         outputs=tuple(outputs),
         dead=tuple(name for name in inputs if last[name] == number),
+        attributes=attributes,
     )
 
 
@@ -177,8 +180,7 @@ class PartitionedGraph:
                     if settled is None:  # it is several now
                         continue
                     pieces[number] = piece = settled
-            results = self._run(piece, [held[name] for name in piece.inputs])
-            held.update(zip(piece.outputs, results, strict=True))
+            held.update(self._run(piece, [held[name] for name in piece.inputs]))
             for name in piece.dead:
                 del held[name]
             number += 1
@@ -187,21 +189,26 @@ class PartitionedGraph:
     def _returned(self, held: Mapping[str, Any]) -> Any:
         (output,) = (node for node in self._graph.nodes if node.op == "output")
 
-        def value(node: fx.Node) -> Any:
-            return _attribute(self._model, node) if node.op == "get_attr" else held[node.name]
-
-        returned = plain_containers(fx.node.map_arg(output.args[0], value))
+        returned = filled(output.args[0], lambda node: held[node.name])
         return self._graph.process_outputs(returned)
 
-    def _run(self, piece: Piece, inputs: Sequence[Any]) -> Any:
-        if piece.captured is not None:
+    def _run(self, piece: Piece, inputs: Sequence[Any]) -> dict[str, Any]:
+        """The values that a piece makes for others, by name."""
+        captured = piece.captured
+        # What is captured anew for call after call (a number that was read, say) does not pay.
+        if captured is not None and captured.dropped < 2 * self._max:
             try:
-                return piece.captured(*inputs)
+                results = captured(*inputs)
+            except ProgramError:
+                raise  # it may have drawn
             except LtcError as error:  # for these inputs; it has done nothing
                 _LOGGER.info("a captured piece runs as in eager for this call: %s", error)
-        interpreter = fx.Interpreter(self._model, graph=piece.graph)
-        interpreter.extra_traceback = False
-        return interpreter.run(*inputs, enable_io_processing=False)
+            else:
+                found = dict(zip(piece.outputs, results, strict=True))
+                attributes = (node for node in piece.graph.nodes if node.name in piece.attributes)
+                found.update((node.name, _attribute(self._model, node)) for node in attributes)
+                return found
+        return _Eager(self._model, piece.graph).values(inputs, (*piece.outputs, *piece.attributes))
 
     def _settled(self, pieces: list[Piece], where: int, inputs: Sequence[Any]) -> Piece | None:
         """A piece that nobody has tried, captured or not; None if it was cut further."""
@@ -210,6 +217,7 @@ class PartitionedGraph:
             captured = CompiledGraph.captured(
                 self._model, piece.graph, tuple(inputs), {}, self._device, max_captures=self._max
             )
+            _refuse_containers(piece, captured)
         except (CaptureError, InputError) as error:
             if len(piece.nodes) == 1 or isinstance(error, InputError):
                 return replace(piece, reason=str(error))
@@ -313,6 +321,36 @@ class PartitionedGraph:
 
 def _restore(model: fx.GraphModule, error: LtcError | None, max_captures: int) -> PartitionedGraph:
     return PartitionedGraph(model, model.graph, initialize(), error, max_captures=max_captures)
+
+
+class _Eager(fx.Interpreter):
+    """Runs a piece as eager would."""
+
+    def __init__(self, model: fx.GraphModule, graph: fx.Graph) -> None:
+        super().__init__(model, garbage_collect_values=False, graph=graph)
+        self.extra_traceback = False
+
+    def values(self, inputs: Sequence[Any], wanted: Sequence[str]) -> dict[str, Any]:
+        """Some of the values, by the names of their nodes."""
+        self.run(*inputs, enable_io_processing=False)
+        return {node.name: value for node, value in self.env.items() if node.name in wanted}
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a node, in containers that it may change, as in generated code."""
+        args = filled(tuple(n.args), self.env.__getitem__)
+        return args, filled(dict(n.kwargs), self.env.__getitem__)
+
+
+def _refuse_containers(piece: Piece, captured: CompiledGraph) -> None:
+    kinds = captured.returned_kinds()
+    found = tuple(name for name, kind in zip(piece.outputs, kinds, strict=True) if kind in _MUTABLE)
+    if found:
+        error = CaptureError(
+            f"{found[0]!r} is a {kinds[piece.outputs.index(found[0])].__name__}, which others use:"
+            " a replay would give each of them a copy"
+        )
+        error.nodes = found
+        raise error
 
 
 def _parts(names: Sequence[str], error: LtcError) -> list[list[str]]:

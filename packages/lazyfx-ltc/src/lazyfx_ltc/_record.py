@@ -28,7 +28,7 @@ from torch import fx, nn
 from . import _torch_lazy
 from ._aliases import Group
 from ._called import Call, Calls, can_be_called, lazy_data
-from ._contract import MAX_OPERATORS, draws, host_read, only_looks
+from ._contract import MAX_OPERATORS, draws, has_effects, host_read, only_looks
 from ._fallback import calls_that_leave, is_composite, lowers, native_result
 from ._lower import LOWERED_HERE, is_table
 from ._queries import Answered
@@ -154,10 +154,9 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _called(self, func: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        drawing = draws(func, args, keywords)
-        if drawing:
+        if has_effects(func, args, keywords):
             self.draws.append(~len(self.calls.made))
-        return self.calls.add(func, args, keywords, drawing)
+        return self.calls.add(func, args, keywords)
 
     def _check(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.operators += 1
@@ -202,7 +201,7 @@ class _Recorder(TorchDispatchMode):
         self._misses()
         self.missing.setdefault(name, self.runner.where())
         schema = func._schema
-        if draws(func, args, kwargs) or schema.is_mutable or not schema.returns:
+        if has_effects(func, args, kwargs) or schema.is_mutable or not schema.returns:
             self.must_not_miss = True  # it does something, whether or not its results are used
 
         def to_meta(value: Any) -> Any:

@@ -14,9 +14,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,11 +22,11 @@ from typing import Any
 import torch
 
 from . import _torch_lazy
-from ._text import Instruction, number
+from ._text import Instruction, as_scalar, number
 from .errors import CaptureError
 
 _TENSOR_CONSTANT = re.compile(r"value=\{(?P<value>[^{}]*)\}")
-_NUMBERS = {torch.int64: "int", torch.float64: "float", torch.bool: "bool"}
+_NUMBERS = frozenset({torch.int64, torch.float64, torch.bool, torch.complex128})
 _VIEWS = {
     # ``view`` needs suitable strides where the copy did not; ``reshape`` copies if it must.
     "aten::view_copy": "aten::reshape",
@@ -46,15 +44,13 @@ _SAME = {"aten::detach_copy", "aten::alias_copy"}
 _IMPLICIT = {"aten::IntImplicit", "aten::FloatImplicit", "aten::ScalarImplicit"}
 
 
-def scalar_of(datum: Any) -> bool | float | None:
+def scalar_of(datum: Any) -> complex | None:
     """The python number behind a zero-dimensional constant, if it can have been one."""
     if isinstance(datum, torch.Tensor):
         if datum.dim() != 0 or datum.dtype not in _NUMBERS:
             return None
         datum = datum.item()
-    if isinstance(datum, float) and (math.isnan(datum) or 0 < abs(datum) < sys.float_info.min):
-        return None  # TorchScript's notation has no word for these
-    return datum if isinstance(datum, (bool, int, float)) else None
+    return datum if isinstance(datum, (bool, int, float, complex)) else None
 
 
 def _takes_numbers(kind: str, types: Sequence[str], wanted: set[int]) -> bool:
@@ -84,7 +80,7 @@ def _takes_numbers(kind: str, types: Sequence[str], wanted: set[int]) -> bool:
 class Repair:
     """Rewrites instructions one by one; ``numbers`` are the scalars known so far."""
 
-    def __init__(self, scalars: dict[str, bool | float], draws: set[str]) -> None:
+    def __init__(self, scalars: dict[str, complex], draws: set[str]) -> None:
         self.draws = draws
         self.numbers = dict(scalars)
         self.types: dict[str, str] = {}
@@ -97,8 +93,18 @@ class Repair:
         if name not in self._scalar_names:
             scalar = f"n{name}"
             self._scalar_names[name] = scalar
-            self._append(number(scalar, self.numbers[name]))
+            for one in number(scalar, self.numbers[name]):
+                self._append(one)
         return self._scalar_names[name]
+
+    def operand(self, name: str) -> str:
+        """The same as a number that an operator takes."""
+        scalar = self.scalar(name)
+        if type(self.numbers[name]) is not bool:
+            return scalar
+        if f"{scalar}s" not in self.types:
+            self._append(as_scalar(f"{scalar}s", scalar))
+        return f"{scalar}s"
 
     def add(self, one: Instruction) -> None:
         """Repair one instruction and append it."""
@@ -132,7 +138,7 @@ class Repair:
         values = re.findall(r"True|False|\d+", (one.attrs or "").partition("=")[2])
         parts = [f"b{name}x{index}" for index in range(len(values))]
         for part, text in zip(parts, values, strict=True):
-            self._append(number(part, text in ("True", "1")))
+            self.done += number(part, text in ("True", "1"))
         self._append(replace(one, kind="prim::ListConstruct", attrs=None, ins=tuple(parts)))
 
     def _contiguous(self, name: str) -> str:
@@ -140,7 +146,7 @@ class Repair:
             return name
         count = len(self.done)
         zero, dense = f"f{count}", f"c{count}"
-        self._append(number(zero, 0))
+        self.done += number(zero, 0)
         self._append(
             Instruction(
                 outs=((dense, "Tensor"),), kind="aten::contiguous", attrs=None, ins=(name, zero)
@@ -182,10 +188,7 @@ class Repair:
         )
 
     def _with_numbers(self, one: Instruction) -> Instruction:
-        # Operators that take numbers do not take bools; a bool tensor promotes nothing either.
-        candidates = {
-            i for i, name in enumerate(one.ins) if type(self.numbers.get(name)) in (int, float)
-        }
+        candidates = {i for i, name in enumerate(one.ins) if name in self.numbers}
         if not candidates or one.kind.startswith("prim::"):
             return one
         if one.kind == "aten::sub" and candidates == {0}:
@@ -195,5 +198,5 @@ class Repair:
         types = [self.types.get(name, "Tensor") for name in one.ins]
         if not _takes_numbers(one.kind, types, candidates):
             return one
-        ins = [self.scalar(n) if i in candidates else n for i, n in enumerate(one.ins)]
+        ins = [self.operand(n) if i in candidates else n for i, n in enumerate(one.ins)]
         return replace(one, ins=tuple(ins))

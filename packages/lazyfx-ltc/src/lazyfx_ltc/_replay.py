@@ -22,12 +22,12 @@ from ._capture import capture
 from ._captured import MISS, Capture
 from ._drawing import drawing
 from ._explanation import Explanation
-from ._guards import Modes
+from ._guards import Modes, check_surroundings
 from ._session import LOCK, initialize
 from ._shortcut import Shortcut, shortcut
 from ._specs import TensorSpec
 from ._structure import Structure, flatten_call, unflatten
-from ._torch_tracing import is_fake
+from ._torch_tracing import is_fake, spec_children
 from .errors import GuardError, InputError, LtcError
 
 _TRIES = 100  # calls that alternate between kinds do not profit; then no more is prepared
@@ -47,6 +47,9 @@ class CompiledGraph:
     autocast) is captured as well; with ``on_mismatch="error"`` it raises
     :class:`~lazyfx_ltc.GuardError` before anything ran.
 
+    Attributes:
+        dropped: How many captures had to go, since ``max_captures`` others came after them.
+
     Pickles as its model and the kinds of calls it has captured; they are captured anew on loading.
     """
 
@@ -60,6 +63,7 @@ class CompiledGraph:
         "_model",
         "_on_mismatch",
         "_shortcut",
+        "dropped",
     )
 
     def __init__(
@@ -80,6 +84,7 @@ class CompiledGraph:
         self._max = max_captures
         self._shortcut: Shortcut | None = None
         self._missed = 0
+        self.dropped = 0
 
     @classmethod
     def captured(
@@ -121,6 +126,7 @@ class CompiledGraph:
             result = short(args)
             if result is not MISS:
                 return result
+        check_surroundings(self._device)
         try:
             leaves, structure = flatten_call(args, kwargs)
         except RecursionError as error:
@@ -129,9 +135,10 @@ class CompiledGraph:
         for held in reversed(self._captures):
             sources = held.guard.match(leaves, structure, modes)
             if not isinstance(sources, str):
+                result = held.run(sources)
                 if not kwargs:
-                    self._shorten(held, args, sources)
-                return held.run(sources)
+                    self._shorten(held, args, sources)  # once it has run
+                return result
         return self._unlike(args, kwargs, leaves, structure, modes)
 
     def _shorten(
@@ -181,6 +188,7 @@ class CompiledGraph:
             _LOGGER.info("captured again: %s", reason)
             made = capture(self._model, self._graph, wanted, self._device, modes)
             if len(self._captures) == self._max:
+                self.dropped += 1
                 _LOGGER.warning(
                     "more than %d kinds of calls (max_captures): the oldest capture is dropped",
                     self._max,
@@ -190,6 +198,11 @@ class CompiledGraph:
         if isinstance(sources, str):
             raise GuardError(f"{sources}; the call changed while it was captured")
         return made.run(sources)
+
+    def returned_kinds(self) -> list[Any]:
+        """For a model that returns a tuple: what its parts are, containers or leaves (None)."""
+        structure = self._newest().contract.structure
+        return [one.type for one in spec_children(structure.spec)]
 
     def clear(self) -> None:
         """Forget all captures; the next call captures anew, with ``on_mismatch="error"`` too."""

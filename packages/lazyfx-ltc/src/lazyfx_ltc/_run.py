@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import copy
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,23 @@ def plain_containers(value: Any) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_make"):
         return value._make(plain_containers(item) for item in value)
     return value
+
+
+def filled(arguments: Any, value: Callable[[fx.Node], Any]) -> Any:
+    """The arguments of a node with values for nodes, in containers as generated code makes them.
+
+    Containers among the values are left as they are: they may be changed, and belong to others.
+    """
+    if isinstance(arguments, fx.Node):
+        return value(arguments)
+    kind = type(arguments)
+    if kind in (list, immutable_list):
+        return [filled(item, value) for item in arguments]
+    if kind in (dict, immutable_dict):
+        return {key: filled(item, value) for key, item in arguments.items()}
+    if kind is tuple:
+        return tuple(filled(item, value) for item in arguments)
+    return fx.node.map_arg(arguments, value)  # slices and named tuples
 
 
 def _target_name(node: fx.Node) -> str:

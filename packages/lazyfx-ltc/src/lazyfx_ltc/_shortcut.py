@@ -27,7 +27,7 @@ from ._captured import MISS, Capture
 from ._guards import is_value
 from ._specs import Itself, ViewOf, picker
 from ._state import State
-from ._torch_guards import tensor_check
+from ._torch_guards import function_modes_active, tensor_check
 from ._torch_tracing import global_forward_hook_tables
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -77,6 +77,7 @@ class Shortcut:
                 or not self._same()
                 or torch.is_grad_enabled() is not self._grad
                 or torch.get_default_dtype() is not self._default_dtype
+                or function_modes_active()
             ):
                 return MISS
         except KeyError:
@@ -124,6 +125,9 @@ def _unchanged(state: State) -> Callable[[], bool]:
         held = settings.held
         for key in (*settings.keys, *_HOOKS):
             held_now.same(held, key)
+        held_now.add("{}.__dict__ is {}", settings.module, held)
+        for key in _TABLES:
+            held_now.same(held, key)
         held_now.add("not {}", held[_HOOKS[0]])
         held_now.add("not {}", held[_HOOKS[1]])
         if settings.tables is None:
@@ -137,6 +141,8 @@ def _unchanged(state: State) -> Callable[[], bool]:
             for key, value in table.items():
                 if not isinstance(value, torch.Tensor):
                     held_now.same(table, key)
+    for name in state.names:
+        held_now.add("{} not in {}", name, vars(state.root))
     for number, binding in state.ties:
         first = state.tensors[number]
         held_now.add("{}[{}] is {}[{}]", binding.owner, binding.key, first.owner, first.key)
@@ -157,7 +163,7 @@ class _Condition:
 
     def same(self, owner: dict[str, Any], key: str) -> None:
         """One more part: a dictionary holds the very object that it holds now."""
-        self.add("{}[{}] is {}", owner, key, owner[key])
+        self._parts.append(f"{self._name(owner)}[{key!r}] is {self._name(owner[key])}")
 
     def function(self) -> Callable[[], bool]:
         """The whole condition."""
@@ -168,8 +174,6 @@ class _Condition:
 
     def _name(self, one: Any) -> str:
         if one is None or one is True or one is False:
-            return repr(one)
-        if type(one) is str and one.isidentifier():
             return repr(one)
         name = self._names.setdefault(id(one), f"o{len(self._names)}")
         self._objects[name] = one  # so that its id stays its own
@@ -194,6 +198,7 @@ def shortcut(
         or guard.groups
         or guard.modes.autocast is not None
         or torch.is_autocast_enabled(held.device)
+        or function_modes_active()
         or (torch.is_grad_enabled() and any(one.requires_grad for one in sources))
     ):
         return None

@@ -27,6 +27,7 @@ _BASE = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _PLAIN = frozenset({bool, int, str, type(None)})
 _MISSING = object()
+_TABLES = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +55,7 @@ class Binding:
 
 def _tables(held: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
     """The names of what a module holds, and whether it is None."""
-    return tuple(
-        (key, value is None)
-        for table in ("_parameters", "_buffers", "_modules")
-        for key, value in held[table].items()
-    )
+    return tuple((key, value is None) for table in _TABLES for key, value in held[table].items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +66,9 @@ class Settings:
     """
 
     name: str
+    module: nn.Module
     held: dict[str, Any]
+    inside: tuple[dict[str, Any], ...]
     count: int | None
     tables: tuple[tuple[str, bool], ...] | None
     keys: tuple[str, ...]
@@ -88,7 +87,9 @@ class Settings:
         )
         return cls(
             name=name,
+            module=module,
             held=held,
+            inside=tuple(held[table] for table in _TABLES),
             count=len(held) if only is None else None,
             tables=_tables(held) if only is None else None,
             keys=keys,
@@ -99,6 +100,13 @@ class Settings:
         """Raise :class:`GuardError` if something is not as it was."""
         held = self.held
         who = f"submodule {self.name!r}" if self.name else "the model"
+        if vars(self.module) is not held or not all(
+            held[table] is one for table, one in zip(_TABLES, self.inside, strict=True)
+        ):
+            raise GuardError(
+                f"{who}: expected the dictionaries of attributes, parameters and children it had at"
+                " capture, seen others (__setstate__ does that); extract the graph again"
+            )
         if any(held[hooks] for hooks in _HOOKS):
             raise GuardError(
                 f"{who} has forward hooks: expected none, as at capture, since a replay does not"
@@ -132,6 +140,7 @@ class State:
         modules: (name, parent's dictionary, key, module, its training flag, its class) of each
             submodule.
         settings: Everything else that the submodules hold.
+        names: What the graph refers to that lives in a table of the model, not in its dictionary.
         root: The model itself; its training flag is ``root_training`` at capture.
     """
 
@@ -139,6 +148,7 @@ class State:
     ties: tuple[tuple[int, Binding], ...]
     modules: tuple[tuple[str, dict[str, Any], str, nn.Module, bool, type], ...]
     settings: tuple[Settings, ...]
+    names: tuple[str, ...]
     root: nn.Module
     root_training: bool
 
@@ -167,6 +177,12 @@ class State:
             )
         for settings in self.settings:
             settings.check()
+        for name in self.names:
+            if name in vars(root):
+                raise GuardError(
+                    f"the model: expected no attribute {name!r} in its dictionary, where it hides"
+                    " the parameter, buffer or child that was captured; delete it"
+                )
         values = [binding.read() for binding in self.tensors]
         for number, binding in self.ties:
             if binding.read() is not values[number]:
@@ -255,6 +271,13 @@ def bind_state(model: nn.Module, graph: fx.Graph) -> State:
         settings=(
             Settings.of("", model, names - model._modules.keys()),
             *(Settings.of(name, module) for name, _, _, module, _, _ in modules),
+        ),
+        names=tuple(
+            sorted(
+                name
+                for name in names
+                if name not in vars(model) and any(name in vars(model)[one] for one in _TABLES)
+            )
         ),
         root=model,
         root_training=model.training,

@@ -6,7 +6,9 @@ understood; any other line is refused, never skipped.
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,11 +66,44 @@ def parse(text: str) -> tuple[list[str], list[Instruction], list[str]]:
     return inputs, instructions, returned
 
 
-def number(name: str, value: bool | float) -> Instruction:
-    """A scalar constant; ``repr`` of a float is exact."""
+def number(name: str, value: complex) -> list[Instruction]:
+    """Instructions that make a scalar; ``repr`` of a float is exact.
+
+    The notation has no word for nan, minus infinity (before torch 2.7), the smallest floats and
+    complex numbers; they are computed from others.
+    """
+    if isinstance(value, complex):
+        return _of(name, "complex", "aten::Complex", value.real, value.imag)
+    if isinstance(value, float) and math.isnan(value):
+        sign = math.copysign(1.0, value)
+        unsigned = _of(f"{name}u", "float", "aten::sub", math.inf, math.inf)
+        return [*unsigned, *number(f"{name}s", sign), _call(name, "aten::copysign", "u", "s")]
+    if value == -math.inf:
+        return [*number(f"{name}u", math.inf), _call(name, "aten::neg", "u")]
+    if isinstance(value, float) and 0 < abs(value) < sys.float_info.min:
+        return _of(name, "float", "aten::mul", value * 2.0**600, 2.0**-600)
     kind = {bool: "bool", int: "int", float: "float"}[type(value)]
     text = repr(int(value)) if kind != "float" else repr(value)
-    return Instruction(outs=((name, kind),), kind="prim::Constant", attrs=f"value={text}", ins=())
+    return [Instruction(outs=((name, kind),), kind="prim::Constant", attrs=f"value={text}", ins=())]
+
+
+def _of(name: str, kind: str, operator: str, left: float, right: float) -> list[Instruction]:
+    made = Instruction(
+        outs=((name, kind),), kind=operator, attrs=None, ins=(f"{name}a", f"{name}b")
+    )
+    return [*number(f"{name}a", left), *number(f"{name}b", right), made]
+
+
+def _call(name: str, operator: str, *suffixes: str) -> Instruction:
+    ins = tuple(name + one for one in suffixes)
+    return Instruction(outs=((name, "float"),), kind=operator, attrs=None, ins=ins)
+
+
+def as_scalar(name: str, value: str) -> Instruction:
+    """A bool under a name that passes for a number, which the notation does not count it as."""
+    return Instruction(
+        outs=((name, "Scalar"),), kind="prim::unchecked_cast", attrs=None, ins=(value,)
+    )
 
 
 def write(names: Sequence[str], live: Sequence[Instruction], outputs: Sequence[str]) -> str:

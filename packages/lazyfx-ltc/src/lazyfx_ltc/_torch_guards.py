@@ -1,9 +1,9 @@
-"""The seam to the checks of tensors that Dynamo has in C++: one call for all tensors of a call.
+"""The seam to what torch knows of a call in C++: looks of its tensors, modes of its thread.
 
-They compare, for each tensor, what it was built with: exact class, dispatch keys (device type,
-layout, conjugate and negative views, inference tensors, and what the thread's modes add to them:
-autocast, inference mode), dtype, device, whether it requires grad, sizes, strides. Two arguments
-that are one object never pass. They keep no tensor alive.
+Dynamo's check of tensors compares, for each tensor, what it was built with: exact class, dispatch
+keys (device type, layout, conjugate and negative views, inference tensors, and what the thread's
+modes add to them: autocast, inference mode), dtype, device, whether it requires grad, sizes,
+strides. Two arguments that are one object never pass. It keeps no tensor alive.
 """
 
 from __future__ import annotations
@@ -11,6 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+
+
+def function_modes_active() -> bool:
+    """Whether torch functions pass through a mode of the thread: a default device, or a user's."""
+    return bool(torch._C._len_torch_function_stack())
+
+
+def function_modes() -> list[object]:
+    """The modes that torch functions pass through, the outermost first."""
+    found: list[object] = list(torch.overrides._get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+    return found
+
+
+def inside_transform(tensor: torch.Tensor) -> bool:
+    """Whether a tensor stands for others: inside of ``vmap``, ``grad`` and the like."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def tensor_check(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode as _UntypedDispatchMode
 
 from lazyfx_core.errors import SeamError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch.utils._pytree import TreeSpec
 
 __all__ = [
+    "DeviceContext",
     "TorchDispatchMode",
     "core_decompositions",
     "data_dependent_errors",

@@ -33,6 +33,7 @@ __all__ = [
     "InputError",
     "LtcError",
     "OptionError",
+    "ProgramError",
     "SessionError",
 ]
 
@@ -84,6 +85,10 @@ class FallbackError(CaptureError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.ops, self.where), {"nodes": self.nodes}
+
+
+class ProgramError(CaptureError):
+    """An operator of a captured program failed while it ran; what it would write is not written."""
 
 
 class HostReadError(CaptureError):
