@@ -163,4 +163,6 @@ def test_threads_train_at_once(at_once: Callable[..., None]) -> None:
         for ours, theirs in zip(other.parameters(), eager.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad)
 
+    # Dynamo looks a backend up by its name at the first use, which two threads must not do at once.
+    torch.compile(torch.sin, backend="lazyfx_ltc")(torch.ones(2))
     at_once(work, work, work)

@@ -69,8 +69,8 @@ def parse(text: str) -> tuple[list[str], list[Instruction], list[str]]:
 def number(name: str, value: complex) -> list[Instruction]:
     """Instructions that make a scalar; ``repr`` of a float is exact.
 
-    The notation has no word for nan, minus infinity (before torch 2.7), the smallest floats and
-    complex numbers; they are computed from others.
+    The notation has no word for nan, infinity (before torch 2.7), the smallest floats and complex
+    numbers; they are computed from others.
     """
     if isinstance(value, complex):
         return _of(name, "complex", "aten::Complex", value.real, value.imag)
@@ -78,8 +78,8 @@ def number(name: str, value: complex) -> list[Instruction]:
         sign = math.copysign(1.0, value)
         unsigned = _of(f"{name}u", "float", "aten::sub", math.inf, math.inf)
         return [*unsigned, *number(f"{name}s", sign), _call(name, "aten::copysign", "u", "s")]
-    if value == -math.inf:
-        return [*number(f"{name}u", math.inf), _call(name, "aten::neg", "u")]
+    if isinstance(value, float) and math.isinf(value):
+        return _of(name, "float", "aten::mul", math.copysign(1e308, value), 10.0)
     if isinstance(value, float) and 0 < abs(value) < sys.float_info.min:
         return _of(name, "float", "aten::mul", value * 2.0**600, 2.0**-600)
     kind = {bool: "bool", int: "int", float: "float"}[type(value)]

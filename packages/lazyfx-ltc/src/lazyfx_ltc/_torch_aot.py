@@ -22,6 +22,9 @@ def compile_with_autograd(
         common = importlib.import_module("torch._dynamo.backends.common")
         aot_autograd = common.aot_autograd
         boxed = importlib.import_module("functorch.compile").make_boxed_func
+        # AOTAutograd patches the process while it traces, and compiles a backward graph when, and
+        # where, it first runs: not while another thread compiles.
+        lock = importlib.import_module("torch._dynamo.convert_frame").compile_lock
     except (ImportError, AttributeError) as error:
         raise SeamError(
             f"torch {torch.__version__} has no torch._dynamo.backends.common.aot_autograd, which"
@@ -29,7 +32,8 @@ def compile_with_autograd(
         ) from error
 
     def compiled(graph: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
-        made = compiler(graph, examples)
+        with lock:
+            made = compiler(graph, examples)
         return made if getattr(made, "_boxed_call", False) else boxed(made)
 
     whole: Callable[..., Any] = aot_autograd(
