@@ -19,7 +19,7 @@ import torch
 from interleave import medians, publish, show
 from torch import fx, nn
 
-from lazyfx_ltc import extract_compiled_graph
+from lazyfx_ltc import extract_compiled_graph, initialize
 
 ZOO = Path(__file__).parents[1] / "ltc" / "zoo" / "models.py"
 
@@ -161,6 +161,7 @@ def captures() -> None:
 
 def main() -> None:
     warnings.filterwarnings("ignore")  # TorchScript's deprecation
+    initialize()  # torch's own extraction does not do it
     for threads in (1, 2):
         calls(threads)
     captures()
