@@ -51,9 +51,10 @@ class Call:
         op: The operator, ``"aten::where.self"``.
         arguments: Name, type and value of each argument; :class:`Operand` for tensors.
         returns: The types of the results.
-        results: For each result the tensor id, the ids of a list's tensors, or
-            None where the operator gives no tensor.
+        results: For each result the tensor id, the ids of a list's tensors, or None where the
+            operator gives no tensor.
         scalars: The ids of results without dimensions.
+        operands: The numbers of its operands.
         dense: The operands that are contiguous in eager.
     """
 
@@ -62,6 +63,7 @@ class Call:
     returns: tuple[str, ...]
     results: tuple[int | tuple[int, ...] | None, ...]
     scalars: frozenset[int]
+    operands: range
     dense: frozenset[int]
 
     @property
@@ -89,7 +91,7 @@ def can_be_called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
     arguments = _arguments(func, args, kwargs, lambda _: Operand(0))
     fresh = (f"k{place}" for place in range(sys.maxsize))
     try:
-        before, ins = _splice_arguments(arguments, ["x"], fresh)
+        before, ins = _splice_arguments(arguments, {0: "x"}, fresh)
     except _NoWord:
         return False
     outs = tuple((next(fresh), kind) for kind in _returns(func))
@@ -170,6 +172,7 @@ class Calls:
                 returns=_returns(func),
                 results=tuple(ids),
                 scalars=frozenset(scalars),
+                operands=range(first, len(self.operands)),
                 dense=self._dense_operands(op_name(func), first),
             )
         )
@@ -245,7 +248,7 @@ def splice(
     for index, call in enumerate(calls):
         fresh = (f"k{index}x{count}" for count in range(sys.maxsize))
         dense: list[Instruction] = []
-        named = list(operands)
+        named = {place: operands[place] for place in call.operands}
         for place in sorted(call.dense):
             named[place] = _contiguous(operands[place], dense, fresh)
         before, ins = _splice_arguments(call.arguments, named, fresh)
@@ -298,7 +301,7 @@ def _contiguous(name: str, instructions: list[Instruction], fresh: Iterator[str]
 
 
 def _splice_arguments(
-    arguments: Sequence[tuple[str, str, Any]], operands: Sequence[str], fresh: Iterator[str]
+    arguments: Sequence[tuple[str, str, Any]], operands: Mapping[int, str], fresh: Iterator[str]
 ) -> tuple[list[Instruction], list[str]]:
     instructions: list[Instruction] = []
     ins = [
@@ -313,7 +316,7 @@ def _splice_arguments(
 def _value(
     value: Any,
     kind: str,
-    operands: Sequence[str],
+    operands: Mapping[int, str],
     fresh: Iterator[str],
     instructions: list[Instruction],
 ) -> str:
@@ -372,7 +375,7 @@ def _number(
 def _list(
     values: Sequence[Any],
     kind: str,
-    operands: Sequence[str],
+    operands: Mapping[int, str],
     fresh: Iterator[str],
     instructions: list[Instruction],
 ) -> str:
