@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -119,3 +120,41 @@ fx.wrap("both_doubled")
 
 def test_operators_that_write_and_return_nothing() -> None:
     agree(lambda a: both_doubled(a), X)
+
+
+WHOLE: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...], str]] = {
+    "group norm": (
+        lambda a: F.group_norm(a, 2),
+        (torch.randn(2, 4, 9).bfloat16(),),
+        "aten::group_norm",
+    ),
+    "attention": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        tuple(torch.randn(2, 2, 5, 4) for _ in range(3)),
+        "aten::scaled_dot_product_attention",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_eager_has_one_kernel_for_is_one_call(name: str) -> None:
+    model, args, operator = WHOLE[name]
+    compiled = agree(model, *args)
+    assert compiled.explain().operators[operator] == 1
+    torch.testing.assert_close(compiled(*args), model(*args), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_recurrent_layers_are_one_call_unless_they_draw(kind: Any, dropout: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(4, 3, num_layers=2, dropout=dropout, batch_first=True))
+    gm, x = fx.symbolic_trace(model.requires_grad_(False)), torch.randn(2, 5, 4)
+    compiled = ltc.extract_compiled_graph(gm, (x,))
+    for seed in range(2):
+        torch.manual_seed(seed)
+        want = gm(x)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(compiled(x), want)
+    few = sum(compiled.explain().operators.values()) < 40
+    assert few is (dropout == 0)

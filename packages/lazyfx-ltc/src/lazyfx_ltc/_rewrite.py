@@ -11,7 +11,7 @@ session's device: there, "move to that device" means "stay".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from lazyfx_core import require_graph_module
 
 from ._batch_norm import BATCH_NORMS
-from ._torch_tracing import device_constructors
+from ._torch_tracing import below_autograd, device_constructors
 
 _LAZY = torch.device("lazy")
 _TRANSFERS = ("cpu", "cuda")
@@ -115,6 +115,26 @@ def force_lazy_device(model: fx.GraphModule) -> None:
     model.recompile()
 
 
+# Eager has a kernel for the whole of these. On the lazy device they would be taken apart, and would
+# run slower and round otherwise; below autograd they arrive whole.
+_ATEN = torch.ops.aten
+_WHOLE = frozenset(
+    {torch.group_norm, torch.native_group_norm, torch.nn.functional.group_norm}
+    | {_ATEN.group_norm, _ATEN.group_norm.default}
+    | {_ATEN.native_group_norm, _ATEN.native_group_norm.default}
+    | {torch.nn.functional.scaled_dot_product_attention}
+    | {_ATEN.scaled_dot_product_attention, _ATEN.scaled_dot_product_attention.default}
+)
+_RECURRENT = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
+
+
+def _arrives_whole(func: Callable[..., Any], args: Sequence[Any]) -> bool:
+    if func in _RECURRENT:  # of padded sequences, and without random draws
+        padded = len(args) == 9 and isinstance(args[2], (list, tuple))
+        return padded and not (args[5] and args[6])
+    return func in _WHOLE
+
+
 class LazyDevices(TorchFunctionMode):
     """While active, torch functions create and keep tensors on the lazy device."""
 
@@ -135,6 +155,9 @@ class LazyDevices(TorchFunctionMode):
             normalised = BATCH_NORMS[func](*args, **keywords)
             if normalised is not NotImplemented:
                 return normalised
+        elif _arrives_whole(func, args):
+            with below_autograd():
+                return func(*args, **keywords)
         elif func in device_constructors() and not _names_device((*args, *keywords.values())):
             keywords["device"] = _LAZY
         return func(*args, **keywords)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DeviceContext",
     "TorchDispatchMode",
+    "below_autograd",
     "core_decompositions",
     "data_dependent_errors",
     "device_constructors",
@@ -105,6 +106,11 @@ def is_fake(value: Any) -> bool:
     """Whether a value is a fake tensor. Imports nothing."""
     module = sys.modules.get("torch._subclasses.fake_tensor")
     return module is not None and isinstance(value, module.FakeTensor)
+
+
+def below_autograd() -> Any:
+    """A context in which operators go past the kernels that record for a backward."""
+    return torch._C._AutoDispatchBelowAutograd()
 
 
 def without_modes() -> Any:
