@@ -49,7 +49,7 @@ class Call:
 
     Attributes:
         op: The operator, ``"aten::where.self"``.
-        arguments: Name, type and value of each argument; :class:`Operand` for tensors.
+        arguments: Type and value of each argument; :class:`Operand` for tensors.
         returns: The types of the results.
         results: For each result the tensor id, the ids of a list's tensors, or None where the
             operator gives no tensor.
@@ -59,7 +59,7 @@ class Call:
     """
 
     op: str
-    arguments: tuple[tuple[str, str, Any], ...]
+    arguments: tuple[tuple[str, Any], ...]
     returns: tuple[str, ...]
     results: tuple[int | tuple[int, ...] | None, ...]
     scalars: frozenset[int]
@@ -103,9 +103,9 @@ def can_be_called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
     return found == op_name(func) or (found is not None and _numbers_for_tensors(arguments))
 
 
-def _numbers_for_tensors(arguments: Sequence[tuple[str, str, Any]]) -> bool:
+def _numbers_for_tensors(arguments: Sequence[tuple[str, Any]]) -> bool:
     """Whether a number stands for a tensor, so that an overload for numbers means the same."""
-    return any("Tensor" in kind and isinstance(one, (int, float)) for _, kind, one in arguments)
+    return any("Tensor" in kind and isinstance(one, (int, float)) for kind, one in arguments)
 
 
 def _returns(func: Any) -> tuple[str, ...]:
@@ -115,14 +115,13 @@ def _returns(func: Any) -> tuple[str, ...]:
 
 def _arguments(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operand: Any
-) -> tuple[tuple[str, str, Any], ...]:
+) -> tuple[tuple[str, Any], ...]:
     def plain(value: Any) -> Any:
         return operand(value) if isinstance(value, torch.Tensor) else value
 
     given = schema_arguments(func, args, kwargs)
     return tuple(
-        (one.name, str(one.type), map_aggregate(given[one.name], plain))
-        for one in func._schema.arguments
+        (str(one.type), map_aggregate(given[one.name], plain)) for one in func._schema.arguments
     )
 
 
@@ -301,14 +300,14 @@ def _contiguous(name: str, instructions: list[Instruction], fresh: Iterator[str]
 
 
 def _splice_arguments(
-    arguments: Sequence[tuple[str, str, Any]], operands: Mapping[int, str], fresh: Iterator[str]
+    arguments: Sequence[tuple[str, Any]], operands: Mapping[int, str], fresh: Iterator[str]
 ) -> tuple[list[Instruction], list[str]]:
     instructions: list[Instruction] = []
     ins = [
         _value(value, kind.removeprefix("Optional[").rstrip("]"), operands, fresh, instructions)
         if kind.startswith("Optional[") and not kind.startswith("Optional[List[")
         else _value(value, kind, operands, fresh, instructions)
-        for _, kind, value in arguments
+        for kind, value in arguments
     ]
     return instructions, ins
 

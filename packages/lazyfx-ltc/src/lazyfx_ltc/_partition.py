@@ -15,23 +15,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from lazyfx_core import LazyGraphModule
-
 from ._arguments import endless
 from ._explanation import Explanation
-from ._replay import Boxed, CompiledGraph
+from ._held import Held
+from ._replay import CompiledGraph
 from ._run import filled
 from ._session import initialize
 from ._signature import placeholder_values
 from ._state import bind_state
 from ._structure import flatten_call
+from ._subject import argument_names
 from .errors import CaptureError, GradientError, InputError, LtcError, ProgramError
 
 _LOGGER = logging.getLogger("lazyfx_ltc")
@@ -49,7 +49,7 @@ class Piece:
         inputs: The names of what they take.
         outputs: The names of what is used after them.
         dead: The names of what nobody uses after them.
-        attributes: The names among the outputs that are attributes of the model.
+        attributes: ``(name, target)`` of what is used after them and is an attribute of the model.
         captured: Replays them; None if they run as in eager, or nobody has tried yet.
         reason: Why they run as in eager.
     """
@@ -59,7 +59,7 @@ class Piece:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dead: tuple[str, ...]
-    attributes: tuple[str, ...]
+    attributes: tuple[tuple[str, str], ...]
     captured: CompiledGraph | None = None
     reason: str | None = None
 
@@ -115,7 +115,7 @@ def _piece(
     for name in run:
         made[nodes[name]] = graph.node_copy(nodes[name], made.__getitem__)
     leaving = [name for name in run if last.get(name, -1) > number]
-    attributes = tuple(name for name in leaving if nodes[name].op == "get_attr")
+    attributes = [(name, nodes[name]) for name in leaving if nodes[name].op == "get_attr"]
     outputs = [name for name in leaving if nodes[name].op != "get_attr"]
     graph.output(tuple(made[nodes[name]] for name in outputs))
     inputs = tuple(one.name for one in taken)
@@ -125,11 +125,11 @@ def _piece(
         inputs=inputs,
         outputs=tuple(outputs),
         dead=tuple(name for name in inputs if last[name] == number),
-        attributes=attributes,
+        attributes=tuple((name, str(node.target)) for name, node in attributes),
     )
 
 
-class PartitionedGraph:
+class PartitionedGraph(Held):
     """A model of which some nodes cannot be captured. Call it like the model.
 
     Made by :func:`lazyfx_ltc.extract_compiled_graph` with ``fallback="partition"``. Like a
@@ -147,15 +147,14 @@ class PartitionedGraph:
         *,
         max_captures: int,
     ) -> None:
-        self._model = model
-        self._graph = graph
-        self._device = device
+        super().__init__(model, graph, device)
         self._max = max_captures
         self._error = error
         self._lock = threading.RLock()
         self._state = bind_state(model, graph)
-        names = [node.name for node in graph.nodes if node.op not in _OUTSIDE]
-        self._names = names
+        self._names = [node.name for node in graph.nodes if node.op not in _OUTSIDE]
+        self._taken = [node.name for node in graph.nodes if node.op == "placeholder"]
+        (self._output,) = (node for node in graph.nodes if node.op == "output")
         self._pieces = self._divided()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -167,8 +166,7 @@ class PartitionedGraph:
         """
         self._refuse_gradients(args, kwargs)
         values = placeholder_values(self._graph, args, kwargs)
-        placeholders = [node for node in self._graph.nodes if node.op == "placeholder"]
-        held = {node.name: value for node, value in zip(placeholders, values, strict=True)}
+        held = dict(zip(self._taken, values, strict=True))
         pieces, number = self._pieces, 0
         while number < len(pieces):
             piece = pieces[number]
@@ -184,12 +182,7 @@ class PartitionedGraph:
             for name in piece.dead:
                 del held[name]
             number += 1
-        return self._returned(held)
-
-    def _returned(self, held: Mapping[str, Any]) -> Any:
-        (output,) = (node for node in self._graph.nodes if node.op == "output")
-
-        returned = filled(output.args[0], lambda node: held[node.name])
+        returned = filled(self._output.args[0], lambda node: held[node.name])
         return self._graph.process_outputs(returned)
 
     def _run(self, piece: Piece, inputs: Sequence[Any]) -> dict[str, Any]:
@@ -205,10 +198,10 @@ class PartitionedGraph:
                 _LOGGER.info("a captured piece runs as in eager for this call: %s", error)
             else:
                 found = dict(zip(piece.outputs, results, strict=True))
-                attributes = (node for node in piece.graph.nodes if node.name in piece.attributes)
-                found.update((node.name, _attribute(self._model, node)) for node in attributes)
+                found.update((name, _attribute(self._model, at)) for name, at in piece.attributes)
                 return found
-        return _Eager(self._model, piece.graph).values(inputs, (*piece.outputs, *piece.attributes))
+        wanted = {*piece.outputs, *(name for name, _ in piece.attributes)}
+        return _Eager(self._model, piece.graph).values(inputs, wanted)
 
     def _settled(self, pieces: list[Piece], where: int, inputs: Sequence[Any]) -> Piece | None:
         """A piece that nobody has tried, captured or not; None if it was cut further."""
@@ -244,37 +237,24 @@ class PartitionedGraph:
         if not torch.is_grad_enabled():
             return
         try:
-            leaves, _ = flatten_call(args, dict(kwargs))
+            leaves, structure = flatten_call(args, dict(kwargs))
         except RecursionError as error:
             raise endless(error) from error
+        names = argument_names(structure)
+        names += [f"model tensor {binding.name!r}" for binding in self._state.tensors]
         own = [binding.read() for binding in self._state.tensors]
-        given = [one for one in leaves if isinstance(one, torch.Tensor)]
-        if any(one.requires_grad for one in (*given, *own)):
-            raise GradientError(
-                "grad mode is on, and an argument or a tensor of the model requires grad: expected"
-                " a call without gradients, as captured pieces have no backward. Call it under"
-                " torch.no_grad(), or detach what you pass in"
-            )
-
-    @property
-    def graph(self) -> fx.Graph:
-        """A copy of the model's graph; not to be changed."""
-        return self._graph
-
-    @property
-    def device(self) -> str:
-        """The device type it computes on."""
-        return self._device
+        for name, one in zip(names, (*leaves, *own), strict=True):
+            if isinstance(one, torch.Tensor) and one.requires_grad:
+                raise GradientError(
+                    f"{name} requires grad and grad mode is on: expected a call without gradients,"
+                    " as captured pieces have no backward. Call it under torch.no_grad(), or detach"
+                    " what you pass in"
+                )
 
     @property
     def captures(self) -> int:
         """How many kinds of calls are captured, over all pieces."""
         return sum(one.captured.captures for one in self._pieces if one.captured is not None)
-
-    @property
-    def boxed(self) -> Callable[[list[Any]], Any]:
-        """It as a function of one list of arguments, which it empties, as AOTAutograd calls it."""
-        return Boxed(self)
 
     @property
     def segments(self) -> tuple[Piece, ...]:
@@ -314,9 +294,7 @@ class PartitionedGraph:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        model = LazyGraphModule(self._model, self._graph, type(self._model).__name__)
-        model.training = self._model.training
-        return _restore, (model, self._error, self._max)
+        return _restore, (self._for_pickle(), self._error, self._max)
 
 
 def _restore(model: fx.GraphModule, error: LtcError | None, max_captures: int) -> PartitionedGraph:
@@ -330,7 +308,7 @@ class _Eager(fx.Interpreter):
         super().__init__(model, garbage_collect_values=False, graph=graph)
         self.extra_traceback = False
 
-    def values(self, inputs: Sequence[Any], wanted: Sequence[str]) -> dict[str, Any]:
+    def values(self, inputs: Sequence[Any], wanted: Set[str]) -> dict[str, Any]:
         """Some of the values, by the names of their nodes."""
         self.run(*inputs, enable_io_processing=False)
         return {node.name: value for node, value in self.env.items() if node.name in wanted}
@@ -378,8 +356,8 @@ def _with_reasons(pieces: Sequence[Piece], error: LtcError) -> list[Piece]:
     ]
 
 
-def _attribute(model: Any, node: fx.Node) -> Any:
+def _attribute(model: Any, target: str) -> Any:
     found = model
-    for part in str(node.target).split("."):
+    for part in target.split("."):
         found = getattr(found, part)
     return found

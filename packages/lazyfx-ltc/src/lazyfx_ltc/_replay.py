@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import fx
-
-from lazyfx_core import LazyGraphModule
 
 from ._aliases import Group
 from ._arguments import endless, request
@@ -23,6 +21,7 @@ from ._captured import MISS, Capture
 from ._drawing import drawing
 from ._explanation import Explanation
 from ._guards import Modes, check_surroundings
+from ._held import Held
 from ._session import LOCK, initialize
 from ._shortcut import Shortcut, shortcut
 from ._specs import TensorSpec
@@ -34,7 +33,7 @@ _TRIES = 100  # calls that alternate between kinds do not profit; then no more i
 _LOGGER = logging.getLogger("lazyfx_ltc")
 
 
-class CompiledGraph:
+class CompiledGraph(Held):
     """A model captured on torch's lazy device. Call it like the model.
 
     Made by :func:`lazyfx_ltc.extract_compiled_graph`; safe to call from several threads. It owns
@@ -56,11 +55,8 @@ class CompiledGraph:
     __slots__ = (
         "__weakref__",
         "_captures",
-        "_device",
-        "_graph",
         "_max",
         "_missed",
-        "_model",
         "_on_mismatch",
         "_shortcut",
         "dropped",
@@ -76,9 +72,7 @@ class CompiledGraph:
         on_mismatch: Literal["capture", "error"],
         max_captures: int,
     ) -> None:
-        self._model = model
-        self._graph = graph
-        self._device = device
+        super().__init__(model, graph, device)
         self._captures = captures
         self._on_mismatch = on_mismatch
         self._max = max_captures
@@ -215,16 +209,6 @@ class CompiledGraph:
         return self._captures[-1]
 
     @property
-    def graph(self) -> fx.Graph:
-        """A copy of the graph that was captured; not to be changed."""
-        return self._graph
-
-    @property
-    def device(self) -> str:
-        """The device type it computes on."""
-        return self._device
-
-    @property
     def captures(self) -> int:
         """How many kinds of calls are captured."""
         return len(self._captures)
@@ -234,11 +218,6 @@ class CompiledGraph:
         """What each tensor argument looks like, in the newest capture."""
         leaves = self._newest().guard.leaves
         return tuple(leaf for leaf in leaves if isinstance(leaf, TensorSpec))
-
-    @property
-    def boxed(self) -> Callable[[list[Any]], Any]:
-        """It as a function of one list of arguments, which it empties, as AOTAutograd calls it."""
-        return Boxed(self)
 
     def ir(self) -> str:
         """The lazy IR of the newest capture, as text."""
@@ -296,23 +275,7 @@ class CompiledGraph:
             guard = held.guard
             leaves = [_Look(one) if isinstance(one, TensorSpec) else one for one in guard.leaves]
             kinds.append((*unflatten(leaves, guard.structure), guard.modes, guard.groups))
-        # Lazy modules pickle their graph as it is; a plain one would be traced again.
-        model = LazyGraphModule(self._model, self._graph, type(self._model).__name__)
-        model.training = self._model.training  # of itself: the submodules are the user's
-        return _restore, (model, tuple(kinds), self._on_mismatch, self._max)
-
-
-class Boxed:
-    """Calls a compiled graph with a list, which is emptied so that nothing keeps its tensors."""
-
-    def __init__(self, compiled: Callable[..., Any]) -> None:
-        self._boxed_call = True  # of the instance: Dynamo's wrapper copies nothing else
-        self._compiled = compiled
-
-    def __call__(self, args: list[Any]) -> Any:
-        taken = tuple(args)
-        args.clear()
-        return self._compiled(*taken)
+        return _restore, (self._for_pickle(), tuple(kinds), self._on_mismatch, self._max)
 
 
 class _Look:

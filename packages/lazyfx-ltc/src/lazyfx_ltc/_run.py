@@ -22,7 +22,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from lazyfx_core import LazyGraphModule
 
 from ._signature import placeholder_values
-from ._state import referenced
+from ._state import TABLES, referenced
 from ._torch_tracing import global_forward_hooks
 from .errors import CaptureError, LtcError
 
@@ -172,7 +172,7 @@ def stand_in(model: nn.Module, graph: fx.Graph, replacements: Mapping[int, torch
     attributes = {
         key: value for key, value in vars(model).items() if key in names or key in _TABLES
     }
-    for table in ("_parameters", "_buffers", "_modules"):
+    for table in TABLES:
         attributes[table] = {k: v for k, v in attributes[table].items() if k in names}
     root = nn.Module()
     try:
@@ -215,8 +215,7 @@ class AttributeWatch:
 
     @staticmethod
     def _kinds(module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
-        kinds = ("_parameters", "_buffers", "_modules")
-        return [("attribute", vars(module)), *((kind, getattr(module, kind)) for kind in kinds)]
+        return [("attribute", vars(module)), *((kind, getattr(module, kind)) for kind in TABLES)]
 
     def check(self) -> None:
         """Compare with the start.

@@ -26,12 +26,9 @@ import torch
 from ._captured import MISS, Capture
 from ._guards import is_value
 from ._specs import Itself, ViewOf, picker
-from ._state import State
+from ._state import HOOKS, TABLES, State
 from ._torch_guards import function_modes_active, tensor_check
 from ._torch_tracing import global_forward_hook_tables
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_TABLES = ("_parameters", "_buffers", "_modules")
 
 
 class Shortcut:
@@ -123,17 +120,17 @@ def _unchanged(state: State) -> Callable[[], bool]:
         held_now.add("type({}) is {}", module, kind)
     for settings in state.settings:
         held = settings.held
-        for key in (*settings.keys, *_HOOKS):
+        for key in (*settings.keys, *HOOKS):
             held_now.same(held, key)
         held_now.add("{}.__dict__ is {}", settings.module, held)
-        for key in _TABLES:
+        for key in TABLES:
             held_now.same(held, key)
-        held_now.add("not {}", held[_HOOKS[0]])
-        held_now.add("not {}", held[_HOOKS[1]])
+        held_now.add("not {}", held[HOOKS[0]])
+        held_now.add("not {}", held[HOOKS[1]])
         if settings.tables is None:
             continue
         held_now.add("len({}) == {}", held, len(held))
-        for table in (held[key] for key in _TABLES):
+        for table in (held[key] for key in TABLES):
             if not table:
                 held_now.add("not {}", table)
                 continue

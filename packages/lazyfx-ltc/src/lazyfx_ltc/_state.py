@@ -24,10 +24,10 @@ from ._torch_tracing import global_forward_hooks
 from .errors import CaptureError, GuardError
 
 _BASE = frozenset(vars(nn.Module()))
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _PLAIN = frozenset({bool, int, str, type(None)})
 _MISSING = object()
-_TABLES = ("_parameters", "_buffers", "_modules")
+TABLES = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Binding:
 
 def _tables(held: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
     """The names of what a module holds, and whether it is None."""
-    return tuple((key, value is None) for table in _TABLES for key, value in held[table].items())
+    return tuple((key, value is None) for table in TABLES for key, value in held[table].items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class Settings:
             name=name,
             module=module,
             held=held,
-            inside=tuple(held[table] for table in _TABLES),
+            inside=tuple(held[table] for table in TABLES),
             count=len(held) if only is None else None,
             tables=_tables(held) if only is None else None,
             keys=keys,
@@ -101,13 +101,13 @@ class Settings:
         held = self.held
         who = f"submodule {self.name!r}" if self.name else "the model"
         if vars(self.module) is not held or not all(
-            held[table] is one for table, one in zip(_TABLES, self.inside, strict=True)
+            held[table] is one for table, one in zip(TABLES, self.inside, strict=True)
         ):
             raise GuardError(
                 f"{who}: expected the dictionaries of attributes, parameters and children it had at"
                 " capture, seen others (__setstate__ does that); extract the graph again"
             )
-        if any(held[hooks] for hooks in _HOOKS):
+        if any(held[hooks] for hooks in HOOKS):
             raise GuardError(
                 f"{who} has forward hooks: expected none, as at capture, since a replay does not"
                 " call them; remove them"
@@ -276,7 +276,7 @@ def bind_state(model: nn.Module, graph: fx.Graph) -> State:
             sorted(
                 name
                 for name in names
-                if name not in vars(model) and any(name in vars(model)[one] for one in _TABLES)
+                if name not in vars(model) and any(name in vars(model)[one] for one in TABLES)
             )
         ),
         root=model,
