@@ -4,6 +4,7 @@ The same result as eager, or a clear error before anything ran. Importing this p
 initialise the lazy backend; the first extraction does, or :func:`initialize`.
 """
 
+from ._compile import Compiled, compile
 from ._decompose import decompositions
 from ._explanation import Explanation
 from ._extract import extract_compiled_graph
@@ -17,6 +18,7 @@ from ._session import initialize
 from .errors import (
     CaptureError,
     FallbackError,
+    FrozenError,
     GradientError,
     GuardError,
     HostReadError,
@@ -31,9 +33,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CaptureError",
+    "Compiled",
     "CompiledGraph",
     "Explanation",
     "FallbackError",
+    "FrozenError",
     "GradientError",
     "GraphInputMatcher",
     "GuardError",
@@ -46,6 +50,7 @@ __all__ = [
     "ReturnValueHandler",
     "SessionError",
     "__version__",
+    "compile",
     "decompositions",
     "extract_compiled_graph",
     "force_lazy_device",

@@ -23,12 +23,13 @@ from ._captured import Capture
 from ._check import check_program
 from ._contract import observe
 from ._dump import dump
+from ._freeze import Frozen
 from ._guards import Guard, Modes, what_may_be_asked, why_not_writable
 from ._program import build, lifted
 from ._python import may_ask_anything, python_code
 from ._record import Recording, record
 from ._session import LOCK
-from ._specs import Contract, TensorSpec, ViewOf
+from ._specs import Contract, Itself, TensorSpec, ViewOf
 from ._state import bind_state
 from ._subject import Subject, argument_names
 from ._torch_tracing import without_modes
@@ -45,6 +46,7 @@ def capture(
     modes: Modes,
     *,
     grad_if_needed: bool = True,
+    freeze: bool = False,
 ) -> Capture:
     """Capture a model for calls like one.
 
@@ -55,6 +57,7 @@ def capture(
         device: The session's device type.
         modes: The thread's state at the call.
         grad_if_needed: Capture for grad mode although something requires grad.
+        freeze: Make constants of the model's tensors that it neither writes nor returns.
 
     Raises:
         LtcError: As :func:`lazyfx_ltc.extract_compiled_graph` says.
@@ -128,7 +131,10 @@ def capture(
             raise CaptureError(reason)
         recording = record(subject, contract, groups)
         expected = _expected(contract, specs, source_names)
-        program = build(recording, len(expected), specs) if recording.text else None
+        kept = _kept(first, groups, len(inputs), len(state.tensors)) if freeze else {}
+        frozen = [Frozen.of(number, state.tensors[place]) for number, place in kept.items()]
+        fixed = {one.number: one.tensor for one in frozen}
+        program = build(recording, len(expected), specs, fixed) if recording.text else None
         if program is not None:
             check_program(program, specs, expected)
     dump(graph, recording, program)
@@ -150,6 +156,7 @@ def capture(
             written=contract.written,
             groups=groups,
             asked=what_may_be_asked([*inputs, *own]) if python else None,
+            frozen=tuple(frozen),
         ),
         device=device,
         contract=contract,
@@ -168,6 +175,16 @@ def capture(
 
 def _first_that_requires_grad(names: Sequence[str], tensors: Sequence[torch.Tensor]) -> str:
     return next(name for name, one in zip(names, tensors, strict=True) if one.requires_grad)
+
+
+def _kept(
+    contract: Contract, groups: Sequence[Group], arguments: int, count: int
+) -> dict[int, int]:
+    """``{number of a source: its place among the model's tensors}`` of what a call leaves alone."""
+    shown = {leaf.source for leaf in contract.leaves if isinstance(leaf, (Itself, ViewOf))}
+    shared = {number for group in groups for number in group.members}
+    used = shown | shared | set(contract.written)
+    return {arguments + place: place for place in range(count) if arguments + place not in used}
 
 
 def _write_back(

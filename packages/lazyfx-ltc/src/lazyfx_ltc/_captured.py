@@ -65,7 +65,8 @@ class Capture:
             torch.no_grad(),
             torch.autocast(self.device, enabled=False) if autocast else _NOTHING,
         ):
-            fresh = self._compute(sources)
+            function = self.program.function if self.program is not None else None
+            fresh = self._compute(sources, function)
         return self._assembled(sources, fresh)  # views of sources follow the caller's grad mode
 
     def run_checked(self, sources: list[torch.Tensor]) -> Any:
@@ -73,14 +74,17 @@ class Capture:
 
         Where grad mode is on, no source may require grad.
         """
-        return self._assembled(sources, self._compute(sources))
+        function = self.program.runners.run if self.program is not None else None
+        return self._assembled(sources, self._compute(sources, function))
 
-    def _compute(self, sources: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _compute(
+        self, sources: list[torch.Tensor], function: Callable[..., Any] | None
+    ) -> list[torch.Tensor]:
         """The computed outputs by slot; writes what is to be written."""
         contract, program = self.contract, self.program
         given = len(sources)
         sources += [flat(sources, group) for group in self.guard.groups]
-        if program is None:
+        if program is None or function is None:
             return []
         inputs = [
             _lifted(sources[number])
@@ -88,7 +92,7 @@ class Capture:
             else sources[number].clone()  # the program counts offsets from the start of memory
             for number in program.inputs
         ]
-        results = self._results(program, self._computed(program, inputs))
+        results = self._results(program, self._computed(function, inputs))
         split = len(contract.fresh)
         fresh = self._arrange(results[:split])
         for number, value in zip(contract.written, results[split:], strict=True):
@@ -150,9 +154,9 @@ class Capture:
                     " a clone()"
                 )
 
-    def _computed(self, program: Program, inputs: Sequence[Any]) -> Any:
+    def _computed(self, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         try:
-            return program.function(*inputs)
+            return function(*inputs)
         except RuntimeError as error:
             raise _failed(error) from error
 
@@ -199,7 +203,7 @@ class Capture:
 
 def _prepared(capture: Capture, program: Program) -> Callable[[list[torch.Tensor]], Any]:
     """Runs a program whose results are the leaves that the caller gets."""
-    contract, function = capture.contract, program.function
+    contract, runners = capture.contract, program.runners
     pick = picker(program.inputs)
     specs = [one for one in capture.guard.leaves if isinstance(one, TensorSpec)]
     specs += capture.guard.state_specs
@@ -219,7 +223,7 @@ def _prepared(capture: Capture, program: Program) -> Callable[[list[torch.Tensor
             for place in scalars:
                 lifted[place] = lifted[place].reshape(1)
         try:
-            return function(*inputs)
+            return runners.run(*inputs)
         except RuntimeError as error:
             raise _failed(error) from error
 
@@ -244,7 +248,7 @@ def _prepared(capture: Capture, program: Program) -> Callable[[list[torch.Tensor
 
     def run_one(sources: list[torch.Tensor]) -> Any:
         try:
-            value = function(*pick(sources))
+            value = runners.run(*pick(sources))
         except RuntimeError as error:
             raise _failed(error) from error
         return value if value.stride() == stride else place(value, spec)

@@ -24,6 +24,7 @@ def extract_compiled_graph(
     *,
     on_mismatch: Literal["capture", "error"] = ...,
     max_captures: int = ...,
+    freeze: bool = ...,
     fallback: Literal["error"] = ...,
 ) -> CompiledGraph: ...
 
@@ -36,6 +37,7 @@ def extract_compiled_graph(
     *,
     on_mismatch: Literal["capture"] = ...,
     max_captures: int = ...,
+    freeze: bool = ...,
     fallback: Literal["partition"],
 ) -> CompiledGraph | PartitionedGraph: ...
 
@@ -47,6 +49,7 @@ def extract_compiled_graph(
     *,
     on_mismatch: Literal["capture", "error"] = "capture",
     max_captures: int = 8,
+    freeze: bool = False,
     fallback: Literal["error", "partition"] = "error",
 ) -> CompiledGraph | PartitionedGraph:
     """Capture a model on torch's lazy device as something that runs without retracing.
@@ -68,6 +71,10 @@ def extract_compiled_graph(
             value, train or eval mode, ...): ``"capture"`` it as well and go on, or raise a
             :class:`GuardError`.
         max_captures: How many captures are kept; the oldest goes first.
+        freeze: Take the model's tensors as they are now for good, except those that it writes or
+            returns: what follows from them alone is computed at capture, and batch normalisation in
+            eval mode becomes part of convolutions. A call raises :class:`FrozenError` if one has
+            changed since; a write to ``weight.data`` goes unnoticed.
         fallback: What becomes of a model that cannot be captured whole: an ``"error"``, or a
             ``"partition"``, a :class:`PartitionedGraph` in which what cannot be captured runs as in
             eager, between captured pieces. They are found when it is first called.
@@ -94,6 +101,8 @@ def extract_compiled_graph(
             "example_inputs: expected a tuple or list of arguments, seen"
             f" {type(example_inputs).__name__}; pass (x,) for a single one"
         )
+    if not isinstance(freeze, bool):
+        raise TypeError(f"freeze: expected True or False, seen {freeze!r}")
     if fallback not in ("error", "partition"):
         raise ValueError(f"fallback: expected 'error' or 'partition', seen {fallback!r}")
     if fallback == "partition" and on_mismatch == "error":
@@ -104,14 +113,16 @@ def extract_compiled_graph(
     device = initialize()
     _check_graph(model)
     graph = copy.deepcopy(model.graph)
-    options: Any = {"on_mismatch": on_mismatch, "max_captures": max_captures}
+    options: Any = {"on_mismatch": on_mismatch, "max_captures": max_captures, "freeze": freeze}
     args, kwargs = tuple(example_inputs), dict(example_kwargs or {})
     try:
         return CompiledGraph.captured(model, graph, args, kwargs, device, **options)
     except CaptureError as error:
         if fallback == "error" or not has_calls(graph):
             raise
-        return PartitionedGraph(model, graph, device, error, max_captures=max_captures)
+        return PartitionedGraph(
+            model, graph, device, error, max_captures=max_captures, freeze=freeze
+        )
 
 
 def _check_graph(model: fx.GraphModule) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ._aliases import Group, groups_of, shows_an_element_twice, written_groups
+from ._freeze import Frozen
 from ._specs import TensorSpec
 from ._state import State
 from ._structure import Structure
@@ -100,6 +101,7 @@ class Guard:
         groups: Sources that share memory which is written.
         asked: For each source :func:`what_may_be_asked`, where the model has python code of the
             user's own; else None.
+        frozen: Tensors of the model that must not change.
     """
 
     structure: Structure
@@ -111,11 +113,16 @@ class Guard:
     written: tuple[int, ...]
     groups: tuple[Group, ...]
     asked: tuple[tuple[type, bool, int], ...] | None
+    frozen: tuple[Frozen, ...]
 
     def match(
         self, leaves: Sequence[Any], structure: Structure, modes: Modes
     ) -> list[torch.Tensor] | str:
-        """The sources of a call that fits, else what differs, in words."""
+        """The sources of a call that fits, else what differs, in words.
+
+        Raises:
+            FrozenError: A frozen tensor has changed.
+        """
         if structure is not self.structure and structure != self.structure:
             return (
                 f"arguments: expected {_shape(self.structure)}, as at capture, seen"
@@ -130,6 +137,8 @@ class Guard:
                 inputs.append(leaf)
             elif not same_value(leaf, expected):
                 return f"{name}: expected {expected!r:.80}, as at capture, seen {leaf!r:.80}"
+        for one in self.frozen:
+            one.check()
         try:
             own = self.state.read()
         except GuardError as error:
@@ -198,6 +207,7 @@ class Guard:
         for name, spec in zip(self.names[split:], self.state_specs, strict=False):
             lines.append(f"{name}: {spec}")
         lines += self.state.describe()
+        lines += [f"model tensor {one.binding.name!r}: unchanged (frozen)" for one in self.frozen]
         modes = self.modes
         if modes.grad is not None:
             lines.append(f"grad mode: {'on' if modes.grad else 'off'}")

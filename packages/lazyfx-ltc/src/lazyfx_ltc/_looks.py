@@ -90,7 +90,8 @@ def looks(
     if not made:
         return dict(sources)
     bound = {len(sources) + place: one for place, one in enumerate(constants.values())}
-    function = _torch_lazy.build_function(write(names, instructions, made), bound)
+    graph = _torch_lazy.bound_graph(write(names, instructions, made), bound)
+    function = _torch_lazy.build_function(graph)
     mode = fake_mode(with_real=True)  # the constants
     inputs = [fake_source(mode, spec) for spec in sources.values()]
     returned = run_on_fakes(function, mode, inputs, len(instructions))

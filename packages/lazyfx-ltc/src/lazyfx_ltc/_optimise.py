@@ -4,8 +4,9 @@
   Eager wraps the number into a tensor and converts it at every call, which takes as long as the
   arithmetic of some thousand elements.
 * What changes nothing is left out: a reshape to the same shape, an expansion to the same size, a
-  slice of everything, a copy. Nothing in a program writes, so nobody can tell; a result that would
-  now share memory is found by ``_program.py``, and copied there.
+  slice of everything, a copy, a source made contiguous that is. Nothing in a program writes, so
+  nobody can tell; a result that would now share memory is found by ``_program.py``, and copied
+  there.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ def asked(instructions: Sequence[Instruction]) -> set[str]:
 
 
 def optimised(
-    instructions: Sequence[Instruction], looks: Mapping[str, TensorSpec]
+    instructions: Sequence[Instruction],
+    looks: Mapping[str, TensorSpec],
+    sources: Mapping[str, TensorSpec],
 ) -> tuple[list[Instruction], dict[str, torch.Tensor], dict[str, str]]:
     """A faster program.
 
     Args:
         instructions: The program; not changed.
         looks: What its tensors look like.
+        sources: What its inputs look like for certain.
 
     Returns:
         The instructions, constants that they use by name, and names that now have another one.
@@ -53,6 +57,9 @@ def optimised(
     for one in instructions:
         one = replace(one, ins=tuple(aliases.get(name, name) for name in one.ins))
         if one.kind in _NEUTRAL and _changes_nothing(one, looks):
+            aliases[one.outs[0][0]] = one.ins[0]
+            continue
+        if one.kind == "aten::contiguous" and _is_contiguous(sources.get(one.ins[0])):
             aliases[one.outs[0][0]] = one.ins[0]
             continue
         if one.kind in _WITH_NUMBERS and len(one.ins) > 1:
@@ -94,6 +101,17 @@ def _is_exact(value: float, dtype: torch.dtype, kind: str) -> bool:
         return False
     limits = torch.finfo(dtype)
     return value == 0 or limits.tiny <= abs(value) <= limits.max
+
+
+def _is_contiguous(spec: TensorSpec | None) -> bool:
+    """Whether the layout is that of :func:`torch.contiguous_format`, sizes of one aside."""
+    if spec is None:
+        return False
+    dense, step = [], 1
+    for size in reversed(spec.shape):
+        dense.append(step)
+        step *= size
+    return spec.same_layout(tuple(reversed(dense)))
 
 
 def _changes_nothing(one: Instruction, looks: Mapping[str, TensorSpec]) -> bool:

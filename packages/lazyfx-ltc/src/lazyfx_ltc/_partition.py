@@ -146,8 +146,10 @@ class PartitionedGraph(Held):
         error: LtcError | None,
         *,
         max_captures: int,
+        freeze: bool = False,
     ) -> None:
         super().__init__(model, graph, device)
+        self._freeze = freeze
         self._max = max_captures
         self._error = error
         self._lock = threading.RLock()
@@ -162,9 +164,13 @@ class PartitionedGraph(Held):
 
         Raises:
             GradientError: Grad mode is on, and an argument or parameter requires grad.
+            FrozenError: A frozen tensor of the model has changed.
             InputError: The arguments do not fit the model's signature.
         """
         self._refuse_gradients(args, kwargs)
+        for piece in self._pieces if self._freeze else ():
+            if piece.captured is not None:
+                piece.captured.check_frozen()
         values = placeholder_values(self._graph, args, kwargs)
         held = dict(zip(self._taken, values, strict=True))
         pieces, number = self._pieces, 0
@@ -208,7 +214,13 @@ class PartitionedGraph(Held):
         piece = pieces[where]
         try:
             captured = CompiledGraph.captured(
-                self._model, piece.graph, tuple(inputs), {}, self._device, max_captures=self._max
+                self._model,
+                piece.graph,
+                tuple(inputs),
+                {},
+                self._device,
+                max_captures=self._max,
+                freeze=self._freeze,
             )
             _refuse_containers(piece, captured)
         except (CaptureError, InputError) as error:
@@ -294,11 +306,14 @@ class PartitionedGraph(Held):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self._for_pickle(), self._error, self._max)
+        options = {"max_captures": self._max, "freeze": self._freeze}
+        return _restore, (self._for_pickle(), self._error, options)
 
 
-def _restore(model: fx.GraphModule, error: LtcError | None, max_captures: int) -> PartitionedGraph:
-    return PartitionedGraph(model, model.graph, initialize(), error, max_captures=max_captures)
+def _restore(
+    model: fx.GraphModule, error: LtcError | None, options: dict[str, Any]
+) -> PartitionedGraph:
+    return PartitionedGraph(model, model.graph, initialize(), error, **options)
 
 
 class _Eager(fx.Interpreter):

@@ -11,7 +11,7 @@ still moves the random state in eager.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,11 +19,13 @@ import torch
 
 from . import _torch_lazy
 from ._called import splice
+from ._freeze import folded
 from ._inputs import GraphInputMatcher
 from ._looks import looks
 from ._optimise import asked, optimised
 from ._record import Recording
 from ._repair import Repair, scalar_of
+from ._runners import Runners
 from ._specs import TensorSpec
 from ._text import Instruction, parse, write
 from .errors import CaptureError
@@ -35,6 +37,7 @@ class Program:
 
     Attributes:
         function: Takes the inputs in order, returns a tuple of tensors (or one tensor).
+        runners: Ways to do the same, of which the quickest is found out by use.
         text: The program as text.
         inputs: For each input the number of its source.
         labels: For each input of the text the number of its source, or None for a constant.
@@ -47,6 +50,7 @@ class Program:
     """
 
     function: Callable[..., Any]
+    runners: Runners
     text: str
     inputs: tuple[int, ...]
     labels: tuple[int | None, ...]
@@ -79,13 +83,19 @@ def _scheduled(
     return order
 
 
-def build(recording: Recording, results: int, sources: Sequence[TensorSpec]) -> Program:
+def build(
+    recording: Recording,
+    results: int,
+    sources: Sequence[TensorSpec],
+    frozen: Mapping[int, torch.Tensor],
+) -> Program:
     """Compile a recording.
 
     Args:
         recording: What the backend recorded.
-        sources: What the sources look like, by number.
         results: The number of outputs after the random draws.
+        sources: What the sources look like, by number.
+        frozen: Sources that are constants, by number.
 
     Raises:
         CaptureError: The text does not say what the recording promised.
@@ -128,19 +138,24 @@ def build(recording: Recording, results: int, sources: Sequence[TensorSpec]) -> 
     names = [name for name in inputs if name in taken]
     where = {name: positions[name] for name in names}
     constants = {name: _constant(values[name]) for name in names if where[name] is None}
+    for name, number in where.items():
+        if number is not None and number in frozen:
+            constants[name] = _lifted(frozen[number].detach())
+            where[name] = None
     try:
-        known = looks(
-            live,
-            asked(live),
-            {name: lifted(sources[one]) for name, one in where.items() if one is not None},
-            constants,
-        )
-        live, more, aliases = optimised(live, known)
+        seen = {name: lifted(sources[one]) for name, one in where.items() if one is not None}
+        known = looks(live, asked(live), seen, constants)
+        live, more, aliases = optimised(live, known, seen)
         effects = [aliases.get(name, name) for name in effects]
         wanted_results = [aliases.get(name, name) for name in wanted_results]
-        live = _scheduled(live, effects, wanted_results)
         constants.update(more)
-        where.update(dict.fromkeys(more))
+        if frozen:
+            live = _scheduled(live, effects, wanted_results)
+            live, more, aliases = folded(live, constants, set(effects), wanted_results)
+            wanted_results = [aliases.get(name, name) for name in wanted_results]
+            constants.update(more)
+        live = _scheduled(live, effects, wanted_results)
+        where.update(dict.fromkeys(name for name in constants if name not in where))
         used = {name for one in live for name in one.ins}
         # A draw somebody uses runs anyway; one nobody uses must stay an output to run at all.
         unused = (name for name in effects if name not in used)
@@ -148,7 +163,7 @@ def build(recording: Recording, results: int, sources: Sequence[TensorSpec]) -> 
         names = [name for name in where if name in used or name in outputs]
         text = write(names, live, outputs)
         bound = {place: constants[name] for place, name in enumerate(names) if name in constants}
-        function = _torch_lazy.build_function(text, bound)
+        function = _torch_lazy.build_function(_torch_lazy.bound_graph(text, bound))
     except RuntimeError as error:
         raise CaptureError(
             f"torch cannot compile the recorded graph: {error}; please report it together with"
@@ -158,8 +173,10 @@ def build(recording: Recording, results: int, sources: Sequence[TensorSpec]) -> 
     for one in live:
         if one.kind.startswith("aten::"):
             calls[one.kind] = calls.get(one.kind, 0) + 1
+    pure = not effects and all(one.kind.startswith(("aten::", "prim::")) for one in live)
     return Program(
         function=function,
+        runners=Runners(function, text, bound, tried=pure and all(map(_on_cpu, sources))),
         text=text,
         inputs=tuple(number for name in names if (number := where[name]) is not None),
         labels=tuple(where[name] for name in names),
@@ -171,9 +188,17 @@ def build(recording: Recording, results: int, sources: Sequence[TensorSpec]) -> 
     )
 
 
+def _on_cpu(spec: TensorSpec) -> bool:
+    return spec.device.type == "cpu"
+
+
 def _constant(value: Any) -> torch.Tensor:
     made = torch.tensor(value) if isinstance(value, (bool, int, float)) else value
     return made.detach() if isinstance(made, torch.Tensor) else torch.tensor(made)
+
+
+def _lifted(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dim() else tensor.reshape(1)
 
 
 def lifted(spec: TensorSpec) -> TensorSpec:

@@ -30,7 +30,7 @@ def may_ask_anything(graph: fx.Graph, structure: Structure, code: set[Any]) -> b
     return (
         _asks_as_python_may(graph)
         or has_objects(structure)
-        or not all(_is_torchs(one) for one in code)
+        or not all(is_torchs(one) for one in code)
     )
 
 
@@ -46,7 +46,7 @@ def _asks_as_python_may(graph: fx.Graph) -> bool:
     )
 
 
-def _is_torchs(code: Any) -> bool:
+def is_torchs(code: Any) -> bool:
     """Whether a function or class belongs to torch or to Python."""
     if isinstance(code, types.MethodType):
         return False

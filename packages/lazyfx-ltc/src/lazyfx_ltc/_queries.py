@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ._rewrite import called_whole
 from ._run import OURS, TORCH, Runner
 from ._torch_tracing import is_operator, questions_about_gradients, storage_key, tree_flatten
 from .errors import CaptureError
@@ -35,6 +36,7 @@ class Asked(TorchFunctionMode):
         runner: Says where the model is.
         sources: Storages whose place in memory depends on the call.
         device: The session's device type.
+        dense: Takes which operands of products are contiguous, call by call.
 
     Attributes:
         answers: ``(function, answer)``, in order.
@@ -42,9 +44,16 @@ class Asked(TorchFunctionMode):
         in_autocast: Whether the model switches autocast on or off itself.
     """
 
-    def __init__(self, runner: Runner, sources: Iterable[int], device: str) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        sources: Iterable[int],
+        device: str,
+        dense: dict[str, list[tuple[bool, ...]]],
+    ) -> None:
         super().__init__()
         self.in_autocast = False
+        self._dense = dense
         self._device = device
         self._autocast = torch.is_autocast_enabled(device)
         self.answers: list[tuple[Any, Any]] = []
@@ -70,6 +79,10 @@ class Asked(TorchFunctionMode):
                 f"{self._runner.where()} asks where in memory an argument or model tensor is"
                 f" ({func.__name__}), which differs from call to call; use clone() on it first"
             )
+        op = called_whole(func, args)
+        if op is not None:
+            operands = [one for one in (*args, *(kwargs or {}).values()) if _is_tensor(one)]
+            self._dense.setdefault(op, []).append(tuple(one.is_contiguous() for one in operands))
         result = func(*args, **(kwargs or {}))
         if func != _DEVICE and _is_answer(result):
             if is_operator(func) and not str(func).startswith(("aten.", "prim")):
@@ -170,6 +183,10 @@ def _is_random(owner: Any) -> bool:
     return isinstance(owner, torch.Generator) or any(
         owner is one for one in shared if one is not None
     )
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 def _is_answer(value: Any) -> bool:

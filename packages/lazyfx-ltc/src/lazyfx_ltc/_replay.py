@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from ._explanation import Explanation
 from ._guards import Modes, check_surroundings
 from ._held import Held
 from ._session import LOCK, initialize
-from ._shortcut import Shortcut, shortcut
+from ._shortcut import shortcut
 from ._specs import TensorSpec
 from ._structure import Structure, flatten_call, unflatten
 from ._torch_tracing import is_fake, spec_children
@@ -55,6 +55,7 @@ class CompiledGraph(Held):
     __slots__ = (
         "__weakref__",
         "_captures",
+        "_freeze",
         "_max",
         "_missed",
         "_on_mismatch",
@@ -71,12 +72,14 @@ class CompiledGraph(Held):
         *,
         on_mismatch: Literal["capture", "error"],
         max_captures: int,
+        freeze: bool = False,
     ) -> None:
         super().__init__(model, graph, device)
+        self._freeze = freeze
         self._captures = captures
         self._on_mismatch = on_mismatch
         self._max = max_captures
-        self._shortcut: Shortcut | None = None
+        self._shortcut: Callable[[tuple[Any, ...]], Any] | None = None
         self._missed = 0
         self.dropped = 0
 
@@ -91,12 +94,18 @@ class CompiledGraph(Held):
         *,
         on_mismatch: Literal["capture", "error"] = "capture",
         max_captures: int = 8,
+        freeze: bool = False,
     ) -> CompiledGraph:
         """A model and a graph of it, captured for one call."""
         wanted = request(args, kwargs)
         # Calls that need gradients are refused, so a model with parameters is meant for no_grad.
-        first = capture(model, graph, wanted, device, Modes.now(device), grad_if_needed=False)
-        options: Any = {"on_mismatch": on_mismatch, "max_captures": max_captures}
+        modes = Modes.now(device)
+        first = capture(model, graph, wanted, device, modes, grad_if_needed=False, freeze=freeze)
+        options: Any = {
+            "on_mismatch": on_mismatch,
+            "max_captures": max_captures,
+            "freeze": freeze,
+        }
         return cls(model, graph, device, (first,), **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -112,6 +121,7 @@ class CompiledGraph(Held):
         Raises:
             GuardError: The call is unlike all captures, and ``on_mismatch`` is ``"error"``.
             GradientError: Grad mode is on, and an argument or parameter requires grad.
+            FrozenError: A frozen tensor of the model has changed.
             LtcError: The call cannot be captured, for the reasons that
                 :func:`lazyfx_ltc.extract_compiled_graph` lists.
         """
@@ -120,11 +130,13 @@ class CompiledGraph(Held):
             result = short(args)
             if result is not MISS:
                 return result
+        result = self.replayed(args, kwargs)
+        return self._unlike(args, kwargs) if result is MISS else result
+
+    def replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call returns, or :data:`~lazyfx_ltc._captured.MISS` if it fits no capture."""
         check_surroundings(self._device)
-        try:
-            leaves, structure = flatten_call(args, kwargs)
-        except RecursionError as error:
-            raise endless(error) from error
+        leaves, structure = _flattened(args, kwargs)
         modes = Modes.now(self._device)
         for held in reversed(self._captures):
             sources = held.guard.match(leaves, structure, modes)
@@ -133,7 +145,7 @@ class CompiledGraph(Held):
                 if not kwargs:
                     self._shorten(held, args, sources)  # once it has run
                 return result
-        return self._unlike(args, kwargs, leaves, structure, modes)
+        return MISS
 
     def _shorten(
         self, held: Capture, args: tuple[Any, ...], sources: Sequence[torch.Tensor]
@@ -143,15 +155,10 @@ class CompiledGraph(Held):
             self._missed += 1
             self._shortcut = shortcut(held, args, sources)
 
-    def _unlike(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        leaves: Sequence[Any],
-        structure: Structure,
-        modes: Modes,
-    ) -> Any:
+    def _unlike(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that fits no capture."""
+        leaves, structure = _flattened(args, kwargs)
+        modes = Modes.now(self._device)
         reason = (
             self._captures[-1].guard.match(leaves, structure, modes)
             if self._captures
@@ -180,7 +187,9 @@ class CompiledGraph(Held):
                 if not isinstance(sources, str):
                     return held.run(sources)
             _LOGGER.info("captured again: %s", reason)
-            made = capture(self._model, self._graph, wanted, self._device, modes)
+            made = capture(
+                self._model, self._graph, wanted, self._device, modes, freeze=self._freeze
+            )
             if len(self._captures) == self._max:
                 self.dropped += 1
                 _LOGGER.warning(
@@ -202,6 +211,12 @@ class CompiledGraph(Held):
         """Forget all captures; the next call captures anew, with ``on_mismatch="error"`` too."""
         with LOCK:
             self._shortcut, self._captures = None, ()
+
+    def check_frozen(self) -> None:
+        """Raise :class:`~lazyfx_ltc.FrozenError` if a frozen tensor of the model has changed."""
+        for held in self._captures:
+            for one in held.guard.frozen:
+                one.check()
 
     def _newest(self) -> Capture:
         if not self._captures:
@@ -275,7 +290,19 @@ class CompiledGraph(Held):
             guard = held.guard
             leaves = [_Look(one) if isinstance(one, TensorSpec) else one for one in guard.leaves]
             kinds.append((*unflatten(leaves, guard.structure), guard.modes, guard.groups))
-        return _restore, (self._for_pickle(), tuple(kinds), self._on_mismatch, self._max)
+        options = {
+            "on_mismatch": self._on_mismatch,
+            "max_captures": self._max,
+            "freeze": self._freeze,
+        }
+        return _restore, (self._for_pickle(), tuple(kinds), options)
+
+
+def _flattened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[Any], Structure]:
+    try:
+        return flatten_call(args, kwargs)
+    except RecursionError as error:
+        raise endless(error) from error
 
 
 class _Look:
@@ -307,8 +334,7 @@ def _examples(leaves: tuple[Any, ...], groups: tuple[Group, ...]) -> tuple[Any, 
 def _restore(
     model: fx.GraphModule,
     kinds: tuple[tuple[tuple[Any, ...], dict[str, Any], Modes, tuple[Group, ...]], ...],
-    on_mismatch: Literal["capture", "error"],
-    max_captures: int,
+    options: dict[str, Any],
 ) -> CompiledGraph:
     """Capture again what a pickle lists."""
     device = initialize()
@@ -320,7 +346,8 @@ def _restore(
         wanted = dataclasses.replace(wanted, leaves=_examples(wanted.leaves, groups))
         torch.set_default_dtype(modes.default_dtype)
         try:
-            captures.append(capture(model, model.graph, wanted, device, modes))
+            freeze = options["freeze"]
+            captures.append(capture(model, model.graph, wanted, device, modes, freeze=freeze))
         except LtcError as error:  # the model has changed since
             _LOGGER.warning("a kind of call that was captured is not any more: %s", error)
             failures.append(error)
@@ -328,11 +355,4 @@ def _restore(
             torch.set_default_dtype(before)
     if failures and not captures:
         raise failures[-1]
-    return CompiledGraph(
-        model,
-        model.graph,
-        device,
-        tuple(captures),
-        on_mismatch=on_mismatch,
-        max_captures=max_captures,
-    )
+    return CompiledGraph(model, model.graph, device, tuple(captures), **options)

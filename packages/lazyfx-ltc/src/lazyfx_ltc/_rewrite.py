@@ -118,21 +118,46 @@ def force_lazy_device(model: fx.GraphModule) -> None:
 # Eager has a kernel for the whole of these. On the lazy device they would be taken apart, and would
 # run slower and round otherwise; below autograd they arrive whole.
 _ATEN = torch.ops.aten
-_WHOLE = frozenset(
-    {torch.group_norm, torch.native_group_norm, torch.nn.functional.group_norm}
-    | {_ATEN.group_norm, _ATEN.group_norm.default}
-    | {_ATEN.native_group_norm, _ATEN.native_group_norm.default}
-    | {torch.nn.functional.scaled_dot_product_attention}
-    | {_ATEN.scaled_dot_product_attention, _ATEN.scaled_dot_product_attention.default}
-)
+_WHOLE = {
+    "aten::group_norm": {torch.group_norm, torch.nn.functional.group_norm, _ATEN.group_norm},
+    "aten::native_group_norm": {torch.native_group_norm, _ATEN.native_group_norm},
+    "aten::scaled_dot_product_attention": {
+        torch.nn.functional.scaled_dot_product_attention,
+        _ATEN.scaled_dot_product_attention,
+    },
+    "aten::linear": {torch.nn.functional.linear, _ATEN.linear},
+    "aten::matmul": {
+        torch.matmul,
+        torch.Tensor.matmul,
+        torch.Tensor.__matmul__,
+        _ATEN.matmul,
+    },
+    "aten::lstm": {torch.lstm},
+    "aten::gru": {torch.gru},
+    "aten::rnn_tanh": {torch.rnn_tanh},
+    "aten::rnn_relu": {torch.rnn_relu},
+}
+_WHOLE_BY_FUNCTION: dict[Any, str] = {
+    overload: name
+    for name, functions in _WHOLE.items()
+    for one in functions
+    for overload in (one, getattr(one, "default", one))
+}
 _RECURRENT = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
 
 
-def _arrives_whole(func: Callable[..., Any], args: Sequence[Any]) -> bool:
+def called_whole(func: Callable[..., Any], args: Sequence[Any]) -> str | None:
+    """The operator that a function is called as, if it would otherwise be taken apart."""
+    name = _WHOLE_BY_FUNCTION.get(func)
+    if name is None:
+        return None
     if func in _RECURRENT:  # of padded sequences, and without random draws
         padded = len(args) == 9 and isinstance(args[2], (list, tuple))
-        return padded and not (args[5] and args[6])
-    return func in _WHOLE
+        return name if padded and not (args[5] and args[6]) else None
+    if name == "aten::matmul":  # of matrices and vectors it is a single operator as it is
+        batched = any(isinstance(one, torch.Tensor) and one.dim() > 2 for one in args)
+        return name if batched else None
+    return name
 
 
 class LazyDevices(TorchFunctionMode):
@@ -155,7 +180,7 @@ class LazyDevices(TorchFunctionMode):
             normalised = BATCH_NORMS[func](*args, **keywords)
             if normalised is not NotImplemented:
                 return normalised
-        elif _arrives_whole(func, args):
+        elif called_whole(func, args):
             with below_autograd():
                 return func(*args, **keywords)
         elif func in device_constructors() and not _names_device((*args, *keywords.values())):

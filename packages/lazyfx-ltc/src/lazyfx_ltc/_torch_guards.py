@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-
-def function_modes_active() -> bool:
-    """Whether torch functions pass through a mode of the thread: a default device, or a user's."""
-    return bool(torch._C._len_torch_function_stack())
+function_modes_active: Callable[[], int] = torch._C._len_torch_function_stack
+"""How many modes of the thread torch functions pass through: a default device, or a user's."""
 
 
 def function_modes() -> list[object]:

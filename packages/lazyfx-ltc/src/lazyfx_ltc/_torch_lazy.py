@@ -141,24 +141,34 @@ def graph_hash(roots: Sequence[torch.Tensor]) -> str:
 # --- TorchScript -------------------------------------------------------------------------------
 
 
-def build_function(
-    text: str, constants: Mapping[int, torch.Tensor] | None = None
-) -> Callable[..., Any]:
-    """Turn a graph's text into a function of its own (no cache, releases the GIL while it runs).
+def bound_graph(text: str, constants: Mapping[int, torch.Tensor] | None = None) -> Any:
+    """A graph from its text, with constants in the place of some inputs.
 
     Args:
         text: The graph.
-        constants: The values of some inputs, by place; the function does not take them.
-
-    TorchScript's optimiser is left out while the function runs (the setting is thread-local): it
-    recurses over long chains, which ends a process whose thread has a small stack, folds constants
-    into tensors that it hands out again at every call, and has nothing to fuse on a CPU.
+        constants: The values of some inputs, by place; the graph does not take them.
 
     Raises:
         RuntimeError: torch cannot parse the text.
     """
     graph = _private("parse_ir")(text)
-    _bind(graph, constants or {})
+    inputs = list(graph.inputs())
+    start = next(iter(graph.nodes()), None) or graph.return_node()
+    values = constants or {}
+    for place in sorted(values, reverse=True):
+        graph.setInsertPoint(start)
+        inputs[place].replaceAllUsesWith(graph.insertConstant(values[place]))
+        graph.eraseInput(place)
+    return graph
+
+
+def build_function(graph: Any) -> Callable[..., Any]:
+    """Turn a graph into a function of its own (no cache, releases the GIL while it runs).
+
+    TorchScript's optimiser is left out while the function runs (the setting is thread-local): it
+    recurses over long chains, which ends a process whose thread has a small stack, folds constants
+    into tensors that it hands out again at every call, and has nothing to fuse on a CPU.
+    """
     function: Callable[..., Any] = _private("_create_function_from_graph")("captured", graph)
     is_optimising = _private("_get_graph_executor_optimize")
     optimise = _private("_set_graph_executor_optimize")
@@ -174,14 +184,30 @@ def build_function(
     return run
 
 
-def _bind(graph: Any, constants: Mapping[int, torch.Tensor]) -> None:
-    """Make constants of some inputs."""
-    inputs = list(graph.inputs())
-    start = next(iter(graph.nodes()), None) or graph.return_node()
-    for place in sorted(constants, reverse=True):
-        graph.setInsertPoint(start)
-        inputs[place].replaceAllUsesWith(graph.insertConstant(constants[place]))
-        graph.eraseInput(place)
+def build_static(graph: Any) -> Callable[..., Any] | None:
+    """The graph for torch's Static Runtime; None where this build of torch has none.
+
+    It calls kernels directly and reuses the memory of intermediate results, which takes about half
+    of the interpreter's time for small tensors. CPU only. What it returns was made in inference
+    mode; it must not be entered twice at a time, and holds the GIL while it runs.
+
+    Raises:
+        RuntimeError: It does not take the graph.
+    """
+    make = getattr(torch._C, "_jit_to_static_module", None)
+    if make is None:
+        return None
+    function: Callable[..., Any] = make(graph)
+    return function
+
+
+def python_function(name: str) -> Callable[..., Any] | None:
+    """The function of C by which python calls an operator, if there is one; no namespace."""
+    for owner in (_private("_VariableFunctions"), _private("_nn")):
+        found: Callable[..., Any] | None = getattr(owner, name, None)
+        if found is not None:
+            return found
+    return None
 
 
 @cache

@@ -10,6 +10,7 @@
         │   ├── FallbackError                   the backend has no kernel for some operators
         │   └── HostReadError                   the model reads a tensor's value while it runs
         └── GuardError (TypeError, ValueError)  a call does not fit what was captured
+            ├── FrozenError                     a frozen weight has changed
             └── GradientError                   the call would need gradients
 
 The law they serve: a call gives the same result as eager, or one of these before anything ran.
@@ -27,6 +28,7 @@ from lazyfx_core.errors import LazyFxError
 __all__ = [
     "CaptureError",
     "FallbackError",
+    "FrozenError",
     "GradientError",
     "GuardError",
     "HostReadError",
@@ -100,6 +102,10 @@ class HostReadError(CaptureError):
 
 class GuardError(LtcError, TypeError, ValueError):
     """A call differs from the capture in something the captured graph depends on."""
+
+
+class FrozenError(GuardError):
+    """A tensor of a model that was captured with ``freeze=True`` has changed since."""
 
 
 class GradientError(GuardError):

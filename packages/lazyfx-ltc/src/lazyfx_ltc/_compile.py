@@ -1,0 +1,175 @@
+"""``lazyfx_ltc.compile(model)``: replay without tracing first, and without Dynamo.
+
+The model becomes the only node of a graph, so a capture runs its python code, once for each kind of
+call. What that code may ask for is guarded: arguments by their looks and values, the model's
+modules with their attributes, and the names outside of it that its code mentions (``_outside.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import fx, nn
+
+from lazyfx_core import LazyGraphModule
+
+from ._captured import MISS
+from ._outside import unchanged
+from ._replay import CompiledGraph
+from ._session import initialize
+from .errors import CaptureError, InputError, ProgramError
+
+_LOGGER = logging.getLogger("lazyfx_ltc")
+_TRIES = 3  # kinds of calls that cannot be captured, until nothing more is tried
+
+
+def compile(
+    model: Callable[..., Any],
+    *,
+    fallback: Literal["eager", "error"] = "eager",
+    max_captures: int = 8,
+    freeze: bool = False,
+) -> Compiled:
+    """A model, or a function of tensors, that is captured when it is first called, and replayed.
+
+    For inference: there is no backward. Needs neither a trace nor Dynamo.
+
+    Args:
+        model: An ``nn.Module`` or function on the session's device. It is not changed.
+        fallback: What becomes of a call that cannot be captured: it runs in ``"eager"``, with one
+            warning in the log, or raises an ``"error"``.
+        max_captures: How many kinds of calls are kept for each way to pass arguments.
+        freeze: As for :func:`lazyfx_ltc.extract_compiled_graph`.
+
+    Returns:
+        A callable with the model's signature.
+
+    Raises:
+        SessionError: This process has no working lazy backend.
+    """
+    if not callable(model):
+        raise InputError(f"model: expected a module or function, seen {type(model).__name__}")
+    if fallback not in ("eager", "error"):
+        raise ValueError(f"fallback: expected 'eager' or 'error', seen {fallback!r}")
+    if type(max_captures) is not int or max_captures < 1:
+        raise ValueError(f"max_captures: expected a number from 1 up, seen {max_captures!r}")
+    if not isinstance(freeze, bool):
+        raise TypeError(f"freeze: expected True or False, seen {freeze!r}")
+    return Compiled(model, fallback=fallback, max_captures=max_captures, freeze=freeze)
+
+
+class Compiled:
+    """A model that is captured as it is called. Made by :func:`lazyfx_ltc.compile`; thread-safe.
+
+    A call returns what the model returns and writes what the model writes. One that is unlike those
+    before (other shapes, python values, attributes, train or eval mode) is captured as well.
+
+    Attributes:
+        model: What it stands for.
+        fallbacks: Why calls ran in eager, the reasons in order.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], *, fallback: str, max_captures: int, freeze: bool
+    ) -> None:
+        self.model = model
+        self.fallbacks: tuple[str, ...] = ()
+        self._options: Any = {"max_captures": max_captures, "freeze": freeze}
+        self._fallback = fallback
+        self._lock = threading.RLock()
+        self._device = initialize()
+        self._graphs: dict[tuple[Any, ...], CompiledGraph] = {}
+        self._refused: dict[tuple[Any, ...], int] = {}
+        self._unchanged = unchanged(model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns.
+
+        Raises:
+            GradientError: Grad mode is on, and an argument or parameter requires grad.
+            FrozenError: A frozen tensor of the model has changed.
+            LtcError: With ``fallback="error"``: the call cannot be captured.
+        """
+        if not self._is_as_it_was():
+            self.clear()
+        way = (len(args), *kwargs)
+        held = self._graphs.get(way)
+        if self._refused.get(way, 0) >= _TRIES:
+            result = MISS if held is None else held.replayed(args, kwargs)
+            return self.model(*args, **kwargs) if result is MISS else result
+        try:
+            if held is None:
+                held = self._captured(way, args, kwargs)
+            return held(*args, **kwargs)
+        except ProgramError:
+            raise  # it may have drawn random numbers
+        except (CaptureError, InputError) as error:  # it has done nothing
+            if self._fallback == "error":
+                raise
+            self._note(way, str(error))
+        return self.model(*args, **kwargs)
+
+    def _is_as_it_was(self) -> bool:
+        try:
+            return self._unchanged()
+        except (KeyError, ValueError):  # a name is gone
+            return False
+
+    def _captured(
+        self, way: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> CompiledGraph:
+        with self._lock:
+            held = self._graphs.get(way)
+            if held is None:
+                whole = _whole(self.model, len(args), tuple(kwargs))
+                graph: Any = whole.graph
+                held = CompiledGraph.captured(
+                    whole, graph, args, kwargs, self._device, **self._options
+                )
+                self._graphs[way] = held
+            return held
+
+    def _note(self, way: tuple[Any, ...], reason: str) -> None:
+        with self._lock:
+            self._refused[way] = self._refused.get(way, 0) + 1
+            if reason not in self.fallbacks:
+                _LOGGER.warning("%r runs in eager: %s", type(self.model).__name__, reason)
+                self.fallbacks = (*self.fallbacks, reason)
+
+    def clear(self) -> None:
+        """Forget all captures; the next call captures anew."""
+        with self._lock:
+            self._graphs, self._refused, self.fallbacks = {}, {}, ()
+            self._unchanged = unchanged(self.model)
+
+    @property
+    def captures(self) -> int:
+        """How many kinds of calls are captured."""
+        return sum(one.captures for one in self._graphs.values())
+
+    @property
+    def graphs(self) -> tuple[CompiledGraph, ...]:
+        """What replays, one for each way to pass arguments: ``explain()`` of each tells more."""
+        return tuple(self._graphs.values())
+
+    def __repr__(self) -> str:
+        return f"Compiled({type(self.model).__name__}, {self.captures} captures)"
+
+
+def _whole(model: Callable[..., Any], count: int, names: tuple[str, ...]) -> fx.GraphModule:
+    """A graph of one node, which is a call of the model."""
+    root, graph = nn.Module(), fx.Graph()
+    args = tuple(graph.placeholder(f"argument_{place}") for place in range(count))
+    kwargs: dict[str, Any] = {name: graph.placeholder(name) for name in names}
+    if isinstance(model, nn.Module):
+        root.add_module("model", model)
+        called = graph.call_module("model", args, kwargs)
+    else:
+        called = graph.call_function(model, args, kwargs)
+    graph.output(called)
+    whole = LazyGraphModule(root, graph)
+    whole.training = getattr(model, "training", True)
+    return whole

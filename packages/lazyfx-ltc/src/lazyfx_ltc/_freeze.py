@@ -1,0 +1,198 @@
+"""Frozen weights: what they alone decide is computed once, at capture.
+
+* A batch normalisation in eval mode behind a convolution becomes part of its weights. The sums are
+  the same in another order, so results differ from eager's by rounding.
+* Whatever else follows from frozen tensors and numbers alone becomes a constant, unless it is much
+  larger than what it follows from.
+
+That holds as long as nobody changes the weights. :class:`Frozen` looks, at every call, whether each
+is the same object, in the same memory, in the same version. A write that torch does not count (to
+``weight.data``, or through NumPy) is not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+
+import torch
+
+from . import _torch_lazy
+from ._state import Binding
+from ._text import Instruction, write
+from .errors import FrozenError
+
+_FLOATS = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """A tensor of the model that must not change; ``number`` is its place among the sources."""
+
+    number: int
+    binding: Binding
+    tensor: torch.Tensor
+    version: int
+    address: int
+
+    @classmethod
+    def of(cls, number: int, binding: Binding) -> Frozen:
+        """The tensor that a binding leads to, as it is now."""
+        tensor = binding.read()
+        return cls(
+            number=number,
+            binding=binding,
+            tensor=tensor,
+            version=version(tensor),
+            address=tensor.data_ptr(),
+        )
+
+    def check(self) -> None:
+        """Raise :class:`FrozenError` if it has changed."""
+        seen = self.binding.owner.get(self.binding.key)
+        if seen is not self.tensor:
+            what = "another one, or none"
+        elif seen.data_ptr() != self.address:
+            what = "it in other memory (an assignment to .data, say)"
+        elif version(seen) != self.version:
+            what = "that it was written to"
+        else:
+            return
+        raise FrozenError(
+            f"model tensor {self.binding.name!r}: expected it as at capture, since it is frozen,"
+            f" seen {what}; extract the graph again, or without freeze=True"
+        )
+
+
+def version(tensor: torch.Tensor) -> int:
+    """How often torch has counted a write; inference tensors have no count."""
+    return -1 if tensor.is_inference() else int(tensor._version)
+
+
+def folded(
+    instructions: Sequence[Instruction],
+    constants: Mapping[str, torch.Tensor],
+    effects: Set[str],
+    results: Sequence[str],
+) -> tuple[list[Instruction], dict[str, torch.Tensor], dict[str, str]]:
+    """A program without what its constants decide.
+
+    Args:
+        instructions: The program, each instruction after its operands.
+        constants: Its tensor constants, by name.
+        effects: Names of values that are made for an effect.
+        results: The names of what it returns.
+
+    Returns:
+        The instructions, more constants, and names that now have another one.
+    """
+    live, known, aliases = _without_batch_norms(instructions, constants, results)
+    fixed = set(known)
+    inside: list[Instruction] = []
+    for one in live:
+        makes = {name for name, _ in one.outs}
+        if set(one.ins) <= fixed and not makes & effects and one.kind != "prim::TupleConstruct":
+            fixed |= makes
+            inside.append(one)
+    kinds = dict(out for one in inside for out in one.outs)
+    outside = [one for one in live if not any(one is other for other in inside)]
+    wanted = {name for one in outside for name in one.ins} | set(results)
+    asked = [name for name, kind in kinds.items() if kind == "Tensor" and name in wanted]
+    made = _computed(inside, known, asked)
+    kept = {name: one for name, one in made.items() if _is_worth_it(one, known, inside)}
+    done = [one for one in live if not {name for name, _ in one.outs} & kept.keys()]
+    merged = {name: known[name] for name in known.keys() - constants.keys()}
+    return done, {**merged, **kept}, aliases
+
+
+def _computed(
+    instructions: Sequence[Instruction], constants: Mapping[str, torch.Tensor], asked: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    if not asked:
+        return {}
+    graph = _torch_lazy.bound_graph(
+        write(list(constants), instructions, asked), dict(enumerate(constants.values()))
+    )
+    with torch.no_grad():
+        returned = _torch_lazy.build_function(graph)()
+    values = returned if isinstance(returned, tuple) else (returned,)
+    return dict(zip(asked, values, strict=True))
+
+
+def _is_worth_it(
+    made: torch.Tensor, constants: Mapping[str, torch.Tensor], inside: Sequence[Instruction]
+) -> bool:
+    """Whether a constant takes no more memory than a few of what it was made from."""
+    used = {name for one in inside for name in one.ins}
+    largest = max((one.numel() for name, one in constants.items() if name in used), default=0)
+    return made.untyped_storage().nbytes() <= 2 * made.element_size() * max(largest, 1024)
+
+
+def _without_batch_norms(
+    instructions: Sequence[Instruction],
+    constants: Mapping[str, torch.Tensor],
+    results: Sequence[str],
+) -> tuple[list[Instruction], dict[str, torch.Tensor], dict[str, str]]:
+    known = dict(constants)
+    numbers = {one.outs[0][0]: one for one in instructions if one.kind == "prim::Constant"}
+    makers = {name: one for one in instructions for name, _ in one.outs}
+    uses = [name for one in instructions for name in one.ins] + list(results)
+    done: list[Instruction] = []
+    aliases: dict[str, str] = {}
+    for one in instructions:
+        one = replace(one, ins=tuple(aliases.get(name, name) for name in one.ins))
+        before = makers.get(one.ins[0]) if one.kind == "aten::native_batch_norm" else None
+        if before is None or before not in done:
+            done.append(one)
+            continue
+        folds = (
+            before.kind == "aten::convolution"
+            and uses.count(one.ins[0]) == 1
+            and not any(name in uses for name, _ in one.outs[1:])
+            and _value(numbers, one.ins[5]) == "0"
+            and _value(numbers, before.ins[6]) == "0"
+        )
+        merged = _merged(before, one, known, numbers) if folds else None
+        if merged is None:
+            done.append(one)
+            continue
+        weight, bias = f"f{len(done)}w", f"f{len(done)}b"
+        known[weight], known[bias] = merged
+        where = done.index(before)
+        done[where] = replace(before, ins=(before.ins[0], weight, bias, *before.ins[3:]))
+        aliases[one.outs[0][0]] = before.outs[0][0]
+    return done, known, aliases
+
+
+def _value(numbers: Mapping[str, Instruction], name: str) -> str | None:
+    one = numbers.get(name)
+    return None if one is None else (one.attrs or "None").removeprefix("value=")
+
+
+def _merged(
+    convolution: Instruction,
+    norm: Instruction,
+    known: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Instruction],
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Weight and bias of a convolution that normalises as well; None if that cannot be."""
+    weight = known.get(convolution.ins[1])
+    epsilon = _value(numbers, norm.ins[7])
+    if weight is None or weight.dtype not in _FLOATS or epsilon is None:
+        return None
+    channels = weight.shape[0]
+
+    def given(name: str, otherwise: float) -> torch.Tensor | None:
+        if _value(numbers, name) == "None":
+            return torch.full((channels,), otherwise, dtype=torch.float64)
+        one = known.get(name)
+        return None if one is None else one.double()
+
+    bias = given(convolution.ins[2], 0.0)
+    parts = [given(name, float(place == 0)) for place, name in enumerate(norm.ins[1:5])]
+    scale, shift, mean, variance = parts
+    if bias is None or scale is None or shift is None or mean is None or variance is None:
+        return None
+    factor = scale * (variance + float(epsilon)).rsqrt()
+    wide = weight.double() * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    return wide.to(weight.dtype), ((bias - mean) * factor + shift).to(weight.dtype)
