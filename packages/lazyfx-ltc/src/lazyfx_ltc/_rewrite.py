@@ -118,7 +118,7 @@ def force_lazy_device(model: fx.GraphModule) -> None:
 # Eager has a kernel for the whole of these. On the lazy device they would be taken apart, and would
 # run slower and round otherwise; below autograd they arrive whole.
 _ATEN = torch.ops.aten
-_WHOLE = {
+_WHOLE: dict[str, set[Any]] = {
     "aten::group_norm": {torch.group_norm, torch.nn.functional.group_norm, _ATEN.group_norm},
     "aten::native_group_norm": {torch.native_group_norm, _ATEN.native_group_norm},
     "aten::scaled_dot_product_attention": {
