@@ -1,12 +1,14 @@
 """lazyfx-ltc beside what a user would pick instead, with one thread and with two.
 
 Eager, torch's own extraction, TorchScript traced and frozen, inductor, ``aot_eager``; and the time
-that a capture takes.
+and the memory that a capture takes.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import os
 import sys
 import time
 import warnings
@@ -16,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from interleave import medians, publish, show
+from interleave import medians, publish, save_folder, show
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
+import lazyfx_ltc
 from lazyfx_ltc import extract_compiled_graph, initialize
 
 ZOO = Path(__file__).parents[1] / "ltc" / "zoo" / "models.py"
@@ -113,19 +116,25 @@ def contenders(model: Any, inputs: tuple[Any, ...]) -> dict[str, Callable[[], ob
     model = model.eval() if isinstance(model, nn.Module) else model
     gm = traced(model, inputs)
     found: dict[str, Any] = {"eager": model, "ours": extract_compiled_graph(gm, inputs)}
+    found["ours, frozen"] = extract_compiled_graph(gm, inputs, freeze=True)
+    found["ours, compile()"] = lazyfx_ltc.compile(model)
     found["torch's private"] = reference(gm, inputs)
     module = model if isinstance(model, nn.Module) else gm
     found["trace + freeze"] = torch.jit.freeze(
         torch.jit.trace(module, inputs, strict=False, check_trace=False).eval()
     )
     for name, backend in (
-        ("ours, compiled", "lazyfx_ltc"),
+        ("ours, torch.compile", "lazyfx_ltc"),
         ("aot_eager", "aot_eager"),
         ("inductor", "inductor"),
     ):
         torch._dynamo.reset()
         found[name] = torch.compile(model, backend=backend)
         found[name](*inputs)
+    for _ in range(10):  # ours tries ways to run a program in the first calls
+        for one in found.values():
+            if one is not None:
+                one(*inputs)
     return {name: partial(one, *inputs) for name, one in found.items() if one is not None}
 
 
@@ -140,6 +149,92 @@ def calls(threads: int) -> None:
     nan = float("nan")
     complete = {case: {one: values.get(one, nan) for one in order} for case, values in rows.items()}
     show(f"ltc-calls-{threads}-threads", complete, baseline="eager")
+    folder = save_folder()
+    if folder is not None and threads == 1:
+        plot(complete, folder / "ltc-calls.svg")
+
+
+def plot(rows: dict[str, dict[str, float]], path: Path) -> None:
+    """Time of a call beside eager's, a row of dots for each model."""
+    from matplotlib.figure import Figure
+
+    looks = {
+        "ours": ("o", "#1b6ca8"),
+        "ours, frozen": ("D", "#5fa8d3"),
+        "trace + freeze": ("s", "#d98324"),
+        "inductor": ("^", "#7b5ea7"),
+        "aot_eager": ("v", "#8a8f98"),
+    }
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    panel = figure.subplots()
+    for name, (marker, colour) in looks.items():
+        ratios = [values[name] / values["eager"] for values in rows.values()]
+        panel.plot(ratios, range(len(rows)), marker, label=name, color=colour, markersize=8)
+    panel.axvline(1.0, color="#444444", linewidth=1)
+    panel.annotate("eager", (1.0, -0.7), ha="center", annotation_clip=False)
+    panel.set_xscale("log")
+    ticks = [0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2, 3, 5]
+    panel.set_xticks(ticks, [f"{one:g}" for one in ticks])
+    panel.minorticks_off()
+    panel.set_yticks(range(len(rows)), list(rows))
+    panel.invert_yaxis()
+    panel.set_xlabel("time of a call ÷ eager's (one thread; left is faster)")
+    panel.grid(axis="x", alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, loc="upper right")
+    figure.savefig(path, metadata={"Date": None})
+
+
+WIDE = 2048
+LAYERS = 6
+
+
+def resident(name: str, queue: Any) -> None:
+    """Put the MB that making and calling a contender adds to this process into a queue."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    layers = [nn.Sequential(nn.Linear(WIDE, WIDE), nn.ReLU()) for _ in range(LAYERS)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(16, WIDE)
+    with torch.no_grad():
+        model(x)
+        tiny = nn.Linear(2, 2).eval()  # so that code that is loaded once does not count
+        for one, given in ((tiny, torch.randn(1, 2)), (model, x)):
+            before = megabytes()
+            made = CONTENDERS[name](one, given)
+            for _ in range(10):
+                made(given)
+    queue.put(megabytes() - before)
+
+
+def megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+CONTENDERS: dict[str, Callable[[Any, Any], Callable[..., Any]]] = {
+    "eager": lambda model, x: model,
+    "ours": lambda model, x: extract_compiled_graph(fx.symbolic_trace(model), (x,)),
+    "ours, frozen": lambda model, x: extract_compiled_graph(
+        fx.symbolic_trace(model), (x,), freeze=True
+    ),
+    "trace + freeze": lambda model, x: torch.jit.freeze(torch.jit.trace(model, (x,)).eval()),
+    "inductor": lambda model, x: torch.compile(model),
+}
+
+
+def memory() -> None:
+    """What making and calling adds to a process, beside the weights."""
+    context = multiprocessing.get_context("spawn")
+    body, data = [], {}
+    for name in CONTENDERS:
+        queue = context.Queue()
+        process = context.Process(target=resident, args=(name, queue))
+        process.start()
+        data[name] = queue.get()
+        process.join()
+        body.append([name, f"{data[name]:.0f}"])
+    weights = LAYERS * WIDE * (WIDE + 1) * 4 / 2**20
+    publish("ltc-memory", ["", f"more MB, beside {weights:.0f} of weights"], body, data)
 
 
 def captures() -> None:
@@ -166,6 +261,7 @@ def main() -> None:
     for threads in (1, 2):
         calls(threads)
     captures()
+    memory()
 
 
 if __name__ == "__main__":

@@ -292,7 +292,7 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
     watch = AttributeWatch(runner.copied)
     observer = _Observer(runner, subject.device, fakes)
     asked = Asked(runner, observer.source_storages, subject.device, observer.dense)
-    modes = ModesAsked(runner)
+    modes = ModesAsked(runner, watching=subject.python)
     args, kwargs = subject.arguments(fakes)
     given = _taken_apart(args, kwargs)
     try:

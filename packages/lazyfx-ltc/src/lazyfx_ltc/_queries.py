@@ -143,15 +143,19 @@ class ModesAsked:
     """Notes whether code outside of torch asks for grad mode or inference mode.
 
     They are functions of C, which nobody can stand in for: Python's profiler sees the calls. If
-    somebody else is using it, the answer is that all of them may have been asked.
+    somebody else is using it, the answer is that all of them may have been asked. It takes as long
+    as all the rest, so it is left alone where only torch's own code runs (``watching``).
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, *, watching: bool) -> None:
         self.asked: dict[str, str] = {}
+        self._watching = watching
         self._runner = runner
         self._mine = False
 
     def __enter__(self) -> ModesAsked:
+        if not self._watching:
+            return self
         if sys.getprofile() is None:
             self._mine = True
             sys.setprofile(self._note)
