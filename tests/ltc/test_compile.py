@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
+import pickle
 import threading
+import time
+import types
 from typing import Any
 
 import pytest
@@ -156,6 +161,240 @@ def test_writes_draws_and_structure() -> None:
         assert (nothing, flag) == (None, True)
         assert left is pair["left"]
         assert float(model.count) == count
+
+
+class Holder:
+    """An object with a method and a call of its own."""
+
+    def __init__(self) -> None:
+        self.factor = 2.0
+
+    def method(self, x: Any) -> Any:
+        return x * self.factor
+
+    def __call__(self, x: Any) -> Any:
+        return x + self.factor
+
+
+def decorated(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(x: Any) -> Any:
+        return function(x) * FACTOR
+
+    return wrapper
+
+
+def defaults(x: Any, factor: float = 2.0, *, shift: float = 1.0) -> Any:
+    return x * factor + shift
+
+
+def replaced_defaults() -> None:
+    defaults.__defaults__ = (3.0,)
+    defaults.__kwdefaults__ = {"shift": 5.0}
+
+
+def in_a_list(x: Any) -> Any:
+    for function in FUNCTIONS:
+        x = function(x)
+    return x
+
+
+def by_name(x: Any) -> Any:
+    return x * settings.factor + settings.inner(x)
+
+
+def late(x: Any) -> Any:
+    return abs(x)
+
+
+HOLDER, SLOPE = Holder(), nn.LeakyReLU(0.1)
+FUNCTIONS: list[Any] = [helper, torch.sin]
+settings: Any = types.ModuleType("settings")
+settings.factor, settings.inner = 2.0, helper
+KINDS: dict[str, tuple[Any, Any]] = {
+    "a method of an object": (HOLDER.method, lambda: setattr(HOLDER, "factor", 7.0)),
+    "an object that is called": (HOLDER, lambda: setattr(HOLDER, "factor", 8.0)),
+    "a decorated function": (decorated(lambda x: x), lambda: globals().update(FACTOR=-2.0)),
+    "a partial": (
+        functools.partial(lambda x, k: helper(x) * k, k=3.0),
+        lambda: globals().update(FACTOR=11.0),
+    ),
+    "defaults": (defaults, replaced_defaults),
+    "a list of functions": (in_a_list, lambda: FUNCTIONS.append(torch.cos)),
+    "a function in a list": (in_a_list, lambda: globals().update(FACTOR=13.0)),
+    "a module's attribute": (by_name, lambda: setattr(settings, "factor", 3.0)),
+    "a module's function": (by_name, lambda: setattr(settings, "inner", torch.exp)),
+    "a module that is no part": (lambda x: SLOPE(-x), lambda: setattr(SLOPE, "negative_slope", 9)),
+    "a builtin that is hidden": (late, lambda: globals().update(abs=lambda x: x * 100)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_whatever_the_code_reads_is_guarded(kind: str) -> None:
+    function, change = KINDS[kind]
+    compiled = ltc.compile(function)
+    x = torch.rand(3) - 0.5
+    before = dict(globals())
+    try:
+        for _ in range(3):
+            torch.testing.assert_close(compiled(x), function(x))
+        old = function(x)
+        change()
+        assert not torch.equal(function(x), old)
+        for _ in range(3):
+            torch.testing.assert_close(compiled(x), function(x))
+        assert compiled.fallbacks == ()
+        assert compiled.captures == 1
+    finally:
+        globals().pop("abs", None)
+        globals().update(before)
+
+
+@torch.no_grad()
+def test_names_that_are_bound_later() -> None:
+    compiled = ltc.compile(lambda x: x * BOUND_LATER)  # type: ignore[name-defined]  # noqa: F821
+    try:
+        for value in (2.0, 3.0):
+            globals()["BOUND_LATER"] = value
+            assert torch.equal(compiled(X), X * value)
+    finally:
+        del globals()["BOUND_LATER"]
+
+
+COUNT, LIST, CACHE = 0, [1], {}  # type: ignore[var-annotated]
+
+
+def counts(x: Any) -> Any:
+    global COUNT
+    COUNT += 1
+    return x + COUNT
+
+
+def grows(x: Any) -> Any:
+    LIST.append(1)
+    return x * len(LIST)
+
+
+def clocked(x: Any) -> Any:
+    return x * time.perf_counter()
+
+
+@functools.lru_cache
+def table(size: int) -> torch.Tensor:
+    return torch.arange(size).float()
+
+
+def cached(x: Any) -> Any:
+    return x + table(4)
+
+
+def filled(x: Any) -> Any:
+    if 4 not in CACHE:
+        CACHE[4] = torch.ones(4)
+    return x + CACHE[4]
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (counts, "binds the global 'COUNT'"),
+        (grows, "computes with other numbers"),
+        (clocked, "computes with other numbers"),
+        (cached, ""),
+        (filled, ""),
+    ],
+)
+@torch.no_grad()
+def test_what_a_replay_would_not_do_runs_in_eager(function: Any, reason: str) -> None:
+    compiled = ltc.compile(function)
+    seen = [compiled(X) for _ in range(5)]
+    assert reason in compiled.fallbacks[0]
+    assert compiled.captures == 0
+    if function is counts:
+        assert [float((one - X).mean().round()) for one in seen] == [1, 2, 3, 4, 5]
+    if function in (cached, filled):  # nothing without data is left in a cache
+        torch.testing.assert_close(seen[-1], function(X))
+        assert type(table(4)) is torch.Tensor
+        assert all(type(one) is torch.Tensor for one in CACHE.values())
+    torch.testing.assert_close(ltc.compile(lambda x: x * 2)(X), X * 2)
+
+
+@torch.no_grad()
+def test_compiled_within_compiled() -> None:
+    inner = ltc.compile(lambda x: x * 2)
+    outer = ltc.compile(lambda x: inner(x) + 1)
+    for _ in range(9):
+        torch.testing.assert_close(outer(X), X * 2 + 1)
+    torch.testing.assert_close(inner(X), X * 2)
+    assert outer.fallbacks == inner.fallbacks == ()
+
+
+@torch.no_grad()
+def test_copies_pickles_and_odd_names() -> None:
+    model = Model()
+    for again in (
+        copy.deepcopy(ltc.compile(model)),
+        pickle.loads(pickle.dumps(ltc.compile(model))),
+    ):
+        same(again, model, X)
+    assert torch.equal(ltc.compile(lambda x, self: x + self)(X, self=X), X + X)
+    double = ltc.compile(lambda x: x * 2)
+    with torch.device("meta"):
+        torch.testing.assert_close(double(X), X * 2)
+
+
+def chunks(x: Any) -> Any:
+    h = x * 2
+    h.add_(1)
+    return h.chunk(3, -1), h.split([1, 2, 3], 1), h.tensor_split(4), h.tensor_split((1, -2), 1)
+
+
+def rows(x: Any) -> Any:
+    h = x.clone()
+    first, *_, last = h.unbind(0)
+    first.add_(1)
+    h.relu_()
+    return [row * 2 for row in h], last, torch.split(h, 4)
+
+
+def halves(x: Any) -> Any:
+    h = x.clone()
+    left, right = h.chunk(2)
+    h.add_(1)
+    return left.t().contiguous(), right, torch.hsplit(h, 2)
+
+
+@pytest.mark.parametrize("function", [chunks, rows, halves])
+@torch.no_grad()
+def test_views_that_come_together_follow_their_base(function: Any) -> None:
+    """torch's lazy device ends the process for some of these."""
+    compiled = ltc.compile(function)
+    for _ in range(9):
+        x = torch.randn(6, 6)
+        torch.testing.assert_close(compiled(x), function(x))
+
+
+@torch.no_grad()
+def test_one_result_returned_twice_is_one_object_at_every_call() -> None:
+    def twice(x: Any) -> Any:
+        copied, turned = x.clone(), x.t().contiguous()
+        return copied, copied, {"a": turned, "b": turned}
+
+    compiled = ltc.compile(twice)
+    for _ in range(9):
+        first, second, both = compiled(torch.randn(1, 4))
+        assert first is second
+        assert both["a"] is both["b"]
+
+
+@torch.no_grad()
+def test_the_sign_of_zero() -> None:
+    compiled = ltc.compile(lambda x: 1 / torch.relu(x).sin().sin())
+    for _ in range(9):
+        compiled(torch.tensor([1.0, 2.0, 3.0]))
+    x = torch.tensor([1.0, -0.0, 0.0])
+    assert torch.equal(compiled(x), 1 / torch.relu(x).sin().sin())
 
 
 def test_gradients_are_refused() -> None:

@@ -232,6 +232,29 @@ def test_pieces_are_frozen_too() -> None:
         frozen(x)
 
 
+@torch.no_grad()
+def test_weights_whose_writes_nobody_counts_are_not_frozen() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(4, 4, bias=False)
+
+    class Holds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Any) -> Any:
+            return x + self.inner.weight.exp()
+
+    held = Holds()
+    frozen = ltc.compile(held, freeze=True)
+    x = torch.randn(4, 4)
+    for _ in range(9):
+        torch.testing.assert_close(frozen(x), held(x))
+    with torch.inference_mode():
+        model.weight.mul_(2)
+    torch.testing.assert_close(frozen(x), held(x))
+
+
 def test_freeze_must_be_a_bool() -> None:
     with pytest.raises(TypeError, match="freeze: expected True or False, seen 'yes'"):
         ltc.extract_compiled_graph(fx.symbolic_trace(made()), (X,), freeze="yes")  # type: ignore[call-overload]

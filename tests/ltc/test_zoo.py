@@ -109,7 +109,9 @@ def test_a_compiled_model_agrees_with_eager_and_nothing_of_it_runs_eagerly(name:
     entry = entry_of(name)
     theirs, ours = entry.make().eval(), entry.make().eval()
     compiled = torch.compile(ours, backend="lazyfx_ltc", fullgraph=whole(entry))
-    agree(entry, compiled, theirs, (ours, theirs))
+    # AOTAutograd takes bilinear upsampling apart; the same bits come from backend="aot_eager".
+    close = {"rtol": 1e-4, "atol": 5e-5} if "bilinear" in name else {}
+    agree(entry, compiled, theirs, (ours, theirs), **close)
     assert len(backend._made) >= 1
     assert eager_share() == 0
 

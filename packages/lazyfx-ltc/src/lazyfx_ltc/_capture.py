@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ from ._dump import dump
 from ._freeze import Frozen
 from ._guards import Guard, Modes, what_may_be_asked, why_not_writable
 from ._program import build, lifted
-from ._python import may_ask_anything, python_code
+from ._python import is_torchs, may_ask_anything, python_code
 from ._record import Recording, record
-from ._session import LOCK
+from ._session import CAPTURING, LOCK
 from ._specs import Contract, Itself, TensorSpec, ViewOf
 from ._state import bind_state
 from ._subject import Subject, argument_names
@@ -89,9 +89,21 @@ def capture(
     )
     source_names = subject.names
     # What capture makes must be ordinary tensors, whatever mode the caller is in.
-    with LOCK, without_modes(), torch.inference_mode(False), _no_autocast(device):
+    with (
+        LOCK,
+        _capturing(),
+        without_modes(),
+        torch.inference_mode(False),
+        _no_autocast(device),
+    ):
         with _autocast(device, modes.autocast):
             first = observe(subject)
+            if code and not all(map(is_torchs, code)) and observe(subject).trace != first.trace:
+                raise CaptureError(
+                    "the model's python code computes with other numbers when it runs again (a"
+                    " counter, a clock, a list that grows): a replay would repeat those of one"
+                    " run; pass what changes as an argument, as a tensor if it changes often"
+                )
         contract = first
         if modes.autocast is not None or first.in_autocast:
             if python and any(tensor.requires_grad for tensor in (*inputs, *own)):
@@ -131,7 +143,7 @@ def capture(
             raise CaptureError(reason)
         recording = record(subject, contract, groups)
         expected = _expected(contract, specs, source_names)
-        kept = _kept(first, groups, len(inputs), len(state.tensors)) if freeze else {}
+        kept = _kept(first, groups, len(inputs), own) if freeze else {}
         frozen = [Frozen.of(number, state.tensors[place]) for number, place in kept.items()]
         fixed = {one.number: one.tensor for one in frozen}
         program = build(recording, len(expected), specs, fixed) if recording.text else None
@@ -178,13 +190,18 @@ def _first_that_requires_grad(names: Sequence[str], tensors: Sequence[torch.Tens
 
 
 def _kept(
-    contract: Contract, groups: Sequence[Group], arguments: int, count: int
+    contract: Contract, groups: Sequence[Group], arguments: int, own: Sequence[torch.Tensor]
 ) -> dict[int, int]:
     """``{number of a source: its place among the model's tensors}`` of what a call leaves alone."""
     shown = {leaf.source for leaf in contract.leaves if isinstance(leaf, (Itself, ViewOf))}
     shared = {number for group in groups for number in group.members}
     used = shown | shared | set(contract.written)
-    return {arguments + place: place for place in range(count) if arguments + place not in used}
+    # Of a tensor that was made in inference mode, nobody counts the writes.
+    return {
+        arguments + place: place
+        for place in range(len(own))
+        if arguments + place not in used and not own[place].is_inference()
+    }
 
 
 def _write_back(
@@ -253,6 +270,15 @@ def _expected(
     fresh = [(f"computed output {slot}", spec) for slot, spec in enumerate(contract.fresh)]
     written = [(f"the new value of {names[number]}", specs[number]) for number in contract.written]
     return [*fresh, *((who, lifted(spec)) for who, spec in written)]
+
+
+@contextlib.contextmanager
+def _capturing() -> Iterator[None]:
+    token = CAPTURING.set(True)
+    try:
+        yield
+    finally:
+        CAPTURING.reset(token)
 
 
 def _autocast(device: str, dtype: torch.dtype | None) -> Any:

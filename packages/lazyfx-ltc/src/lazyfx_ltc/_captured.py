@@ -101,7 +101,12 @@ class Capture:
 
     def _assembled(self, sources: Sequence[torch.Tensor], fresh: Sequence[torch.Tensor]) -> Any:
         contract = self.contract
-        leaves = [_leaf(described, sources, fresh) for described in contract.leaves]
+        leaves: list[Any] = []
+        for index, first in enumerate(contract.same):
+            if first < index:
+                leaves.append(leaves[first])
+            else:
+                leaves.append(_leaf(contract.leaves[index], sources, fresh))
         return unflatten(leaves, contract.structure)
 
     def prepared(self) -> Callable[[list[torch.Tensor]], Any]:
@@ -213,7 +218,9 @@ def _prepared(capture: Capture, program: Program) -> Callable[[list[torch.Tensor
         if number < len(specs) and not specs[number].shape
     ]
     slots = [leaf.slot for leaf in contract.leaves if isinstance(leaf, Fresh)]
-    results = [(program.results[slot], program.own[slot], contract.fresh[slot]) for slot in slots]
+    order = list(dict.fromkeys(slots))  # one object each, however often it is returned
+    results = [(program.results[slot], program.own[slot], contract.fresh[slot]) for slot in order]
+    places = [order.index(slot) for slot in slots] if len(order) < len(slots) else None
     assembled = assembler(contract.structure)
 
     def computed(sources: list[torch.Tensor]) -> Any:
@@ -236,7 +243,7 @@ def _prepared(capture: Capture, program: Program) -> Callable[[list[torch.Tensor
             if not own:
                 value = value.clone()
             leaves.append(value if value.stride() == spec.stride else place(value, spec))
-        return assembled(leaves)
+        return assembled(leaves if places is None else [leaves[one] for one in places])
 
     if program.arity > 1 or len(results) > 1 or contract.structure.count > 1:
         return run

@@ -17,12 +17,22 @@ from torch import fx, nn
 from lazyfx_core import LazyGraphModule
 
 from ._captured import MISS
-from ._outside import unchanged
+from ._outside import outside
 from ._replay import CompiledGraph
-from ._session import initialize
-from .errors import CaptureError, InputError, ProgramError
+from ._session import CAPTURING, initialize
+from ._torch_tracing import is_fake, tree_flatten
+from .errors import (
+    CaptureError,
+    FrozenError,
+    GradientError,
+    GuardError,
+    InputError,
+    LtcError,
+    ProgramError,
+)
 
 _LOGGER = logging.getLogger("lazyfx_ltc")
+_CHANGES = 32  # of what is outside of a model, until it is left to eager
 _TRIES = 3  # kinds of calls that cannot be captured, until nothing more is tried
 
 
@@ -83,9 +93,10 @@ class Compiled:
         self._device = initialize()
         self._graphs: dict[tuple[Any, ...], CompiledGraph] = {}
         self._refused: dict[tuple[Any, ...], int] = {}
-        self._unchanged = unchanged(model)
+        self._changes = 0
+        self._outside = outside(model)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """What the model returns.
 
         Raises:
@@ -93,57 +104,90 @@ class Compiled:
             FrozenError: A frozen tensor of the model has changed.
             LtcError: With ``fallback="error"``: the call cannot be captured.
         """
-        if not self._is_as_it_was():
-            self.clear()
+        if (
+            CAPTURING.get()
+            or self._changes > _CHANGES
+            or not (self._outside.is_as_it_was() or self._changed())
+        ):
+            return self.model(*args, **kwargs)
         way = (len(args), *kwargs)
-        held = self._graphs.get(way)
-        if self._refused.get(way, 0) >= _TRIES:
-            result = MISS if held is None else held.replayed(args, kwargs)
-            return self.model(*args, **kwargs) if result is MISS else result
         try:
-            if held is None:
-                held = self._captured(way, args, kwargs)
-            return held(*args, **kwargs)
-        except ProgramError:
-            raise  # it may have drawn random numbers
-        except (CaptureError, InputError) as error:  # it has done nothing
+            held = self._graphs.get(way)
+            if held is not None:
+                result = held.replayed(args, kwargs)
+                if result is not MISS:
+                    return result
+            if self._is_traced(args, kwargs) or self._refused.get(way, 0) >= _TRIES:
+                return self.model(*args, **kwargs)
+            return self._captured(way, args, kwargs)
+        except (ProgramError, GradientError, FrozenError):
+            raise  # the first may have drawn random numbers
+        except (CaptureError, InputError, GuardError) as error:  # it has done nothing
             if self._fallback == "error":
                 raise
-            self._note(way, str(error))
+            self._note(way, error)
         return self.model(*args, **kwargs)
 
-    def _is_as_it_was(self) -> bool:
-        try:
-            return self._unchanged()
-        except (KeyError, ValueError):  # a name is gone
-            return False
-
-    def _captured(
-        self, way: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> CompiledGraph:
+    def _changed(self) -> bool:
+        """Go on with what is outside of the model now; False once it has changed too often."""
         with self._lock:
-            held = self._graphs.get(way)
-            if held is None:
+            self._changes += 1
+            if self._changes <= _CHANGES:
+                self._graphs, self._outside = {}, outside(self.model)
+                return True
+        self._note(
+            (),
+            CaptureError(
+                f"globals, closures or other objects that {_name(self.model)} reads change all the"
+                " time: expected them to stay; pass what changes as an argument"
+            ),
+        )
+        return False
+
+    @staticmethod
+    def _is_traced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether somebody else looks on at what the model does: a capture of what calls it."""
+        return any(map(is_fake, tree_flatten((args, kwargs))[0]))
+
+    def _captured(self, way: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Capture a call, and run it."""
+        with self._lock:
+            found = self._outside
+            if found.reason is not None:
+                raise CaptureError(found.reason)
+            left = False
+            try:
+                held = self._graphs.get(way)
+                if held is not None:
+                    return held(*args, **kwargs)
                 whole = _whole(self.model, len(args), tuple(kwargs))
-                graph: Any = whole.graph
                 held = CompiledGraph.captured(
-                    whole, graph, args, kwargs, self._device, **self._options
+                    whole, whole.graph, args, kwargs, self._device, **self._options
                 )
-                self._graphs[way] = held
-            return held
+            finally:
+                left = found.cleanse()
+            if left or not found.is_as_it_was():
+                raise CaptureError(
+                    "the model changes a list, dict or other object outside of it when it runs: a"
+                    " replay would not do that; return the value, or keep it in a buffer"
+                )
+            self._graphs[way] = held
+        return held(*args, **kwargs)
 
-    def _note(self, way: tuple[Any, ...], reason: str) -> None:
+    def _note(self, way: tuple[Any, ...], error: LtcError) -> None:
+        reason = str(error)
         with self._lock:
-            self._refused[way] = self._refused.get(way, 0) + 1
+            if not isinstance(error, GuardError):
+                self._refused[way] = self._refused.get(way, 0) + 1
             if reason not in self.fallbacks:
-                _LOGGER.warning("%r runs in eager: %s", type(self.model).__name__, reason)
+                _LOGGER.warning("%r runs in eager: %s", _name(self.model), reason)
                 self.fallbacks = (*self.fallbacks, reason)
 
     def clear(self) -> None:
         """Forget all captures; the next call captures anew."""
         with self._lock:
-            self._graphs, self._refused, self.fallbacks = {}, {}, ()
-            self._unchanged = unchanged(self.model)
+            self._graphs, self._refused, self.fallbacks, self._changes = {}, {}, (), 0
+            self._outside = outside(self.model)
 
     @property
     def captures(self) -> int:
@@ -156,19 +200,38 @@ class Compiled:
         return tuple(self._graphs.values())
 
     def __repr__(self) -> str:
-        return f"Compiled({type(self.model).__name__}, {self.captures} captures)"
+        return f"Compiled({_name(self.model)}, {self.captures} captures)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self.model, {**self._options, "fallback": self._fallback})
+
+
+def _again(model: Callable[..., Any], options: dict[str, Any]) -> Compiled:
+    return Compiled(model, **options)
+
+
+def _name(model: Any) -> str:
+    kind: str = type(model).__name__
+    return str(getattr(model, "__name__", kind))
 
 
 def _whole(model: Callable[..., Any], count: int, names: tuple[str, ...]) -> fx.GraphModule:
     """A graph of one node, which is a call of the model."""
     root, graph = nn.Module(), fx.Graph()
     args = tuple(graph.placeholder(f"argument_{place}") for place in range(count))
-    kwargs: dict[str, Any] = {name: graph.placeholder(name) for name in names}
+    kwargs: dict[str, Any] = {name: graph.placeholder(f"named_{name}") for name in names}
+    for name, node in kwargs.items():
+        node.target = name
     if isinstance(model, nn.Module):
         root.add_module("model", model)
         called = graph.call_module("model", args, kwargs)
     else:
-        called = graph.call_function(model, args, kwargs)
+
+        def function(*given: Any, **named: Any) -> Any:
+            return model(*given, **named)
+
+        function.__name__ = function.__qualname__ = _name(model)
+        called = graph.call_function(function, args, kwargs)
     graph.output(called)
     whole = LazyGraphModule(root, graph)
     whole.training = getattr(model, "training", True)

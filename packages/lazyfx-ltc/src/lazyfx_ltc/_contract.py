@@ -43,6 +43,7 @@ MAX_OPERATORS = 5000
 _HOST_READS = frozenset(
     {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::_linalg_check_errors"}
 )
+_NUMBERS = frozenset({bool, int, float, complex})
 _BATCH_NORMS = frozenset(
     {"aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"}
 )
@@ -110,7 +111,8 @@ class _Observer(TorchDispatchMode):
     ) -> Any:
         keywords = dict(kwargs or {})
         name = op_name(func)
-        self.trace.append(name)
+        numbers = [one for one in tree_flatten((args, keywords))[0] if type(one) in _NUMBERS]
+        self.trace.append(f"{name} {numbers}" if numbers else name)
         if len(self.trace) > MAX_OPERATORS:
             raise CaptureError(
                 f"{self.runner.where()} is beyond operator {MAX_OPERATORS} of the model: expected"
@@ -332,6 +334,7 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
     return Contract(
         structure=structure,
         leaves=described,
+        same=_first_of_each(leaves),
         fresh=fresh,
         shared=shared,
         written=written,
@@ -348,6 +351,15 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
             for number, fake in enumerate(fakes)
             if storage_key(fake) in observer.looked_at | asked.looked_at
         ),
+    )
+
+
+def _first_of_each(leaves: Sequence[Any]) -> tuple[int, ...]:
+    """For each leaf the place of the first that is the same object; only tensors count."""
+    first: dict[int, int] = {}
+    return tuple(
+        first.setdefault(id(one), place) if isinstance(one, torch.Tensor) else place
+        for place, one in enumerate(leaves)
     )
 
 

@@ -159,7 +159,7 @@ class PartitionedGraph(Held):
         (self._output,) = (node for node in graph.nodes if node.op == "output")
         self._pieces = self._divided()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the pieces, one after the other.
 
         Raises:

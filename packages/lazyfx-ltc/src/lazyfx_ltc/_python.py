@@ -51,6 +51,8 @@ def is_torchs(code: Any) -> bool:
     if isinstance(code, types.MethodType):
         return False
     module = getattr(code, "__module__", None) or ""
+    if isinstance(code, types.ModuleType):
+        module = code.__name__
     if isinstance(code, (types.BuiltinFunctionType, types.MethodDescriptorType)):
         return True
     return module.partition(".")[0] in ("torch", "operator", "_operator", "math", "builtins")

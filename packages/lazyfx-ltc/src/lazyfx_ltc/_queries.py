@@ -27,6 +27,7 @@ _MODES = (torch.is_grad_enabled, torch.is_inference_mode_enabled)
 _WHERE = frozenset(
     {torch.Tensor.storage_offset, torch.Tensor.data_ptr, torch.Tensor.untyped_storage}
 )
+_PARAMETERS = {"aten::linear": ("input", "weight", "bias"), "aten::matmul": ("input", "other")}
 
 
 class Asked(TorchFunctionMode):
@@ -80,8 +81,10 @@ class Asked(TorchFunctionMode):
                 f" ({func.__name__}), which differs from call to call; use clone() on it first"
             )
         op = called_whole(func, args)
-        if op is not None:
-            operands = [one for one in (*args, *(kwargs or {}).values()) if _is_tensor(one)]
+        if op in _PARAMETERS:  # of the others, the operators below are looked at
+            named = kwargs or {}
+            rest = [named.get(name) for name in _PARAMETERS[op][len(args) :]]
+            operands = [one for one in (*args, *rest) if isinstance(one, torch.Tensor)]
             self._dense.setdefault(op, []).append(tuple(one.is_contiguous() for one in operands))
         result = func(*args, **(kwargs or {}))
         if func != _DEVICE and _is_answer(result):
@@ -187,10 +190,6 @@ def _is_random(owner: Any) -> bool:
     return isinstance(owner, torch.Generator) or any(
         owner is one for one in shared if one is not None
     )
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 def _is_answer(value: Any) -> bool:

@@ -108,7 +108,7 @@ class CompiledGraph(Held):
         }
         return cls(model, graph, device, (first,), **options)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the captured graph.
 
         Args:
@@ -125,16 +125,16 @@ class CompiledGraph(Held):
             LtcError: The call cannot be captured, for the reasons that
                 :func:`lazyfx_ltc.extract_compiled_graph` lists.
         """
-        short = self._shortcut
-        if short is not None and not kwargs:
-            result = short(args)
-            if result is not MISS:
-                return result
         result = self.replayed(args, kwargs)
         return self._unlike(args, kwargs) if result is MISS else result
 
     def replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a call returns, or :data:`~lazyfx_ltc._captured.MISS` if it fits no capture."""
+        short = self._shortcut
+        if short is not None and not kwargs:
+            result = short(args)
+            if result is not MISS:
+                return result
         check_surroundings(self._device)
         leaves, structure = _flattened(args, kwargs)
         modes = Modes.now(self._device)

@@ -160,6 +160,64 @@ def called_whole(func: Callable[..., Any], args: Sequence[Any]) -> str | None:
     return name
 
 
+def _apart(*names: str) -> frozenset[Any]:
+    owners = (torch, torch.Tensor, _ATEN)
+    found = [getattr(owner, name) for owner in owners for name in names if hasattr(owner, name)]
+    overloads = [getattr(one, kind) for one in found for kind in _kinds(one)]
+    return frozenset([*found, *overloads])
+
+
+def _kinds(packet: Any) -> Sequence[str]:
+    return packet.overloads() if hasattr(packet, "overloads") else ()
+
+
+_UNBIND = _apart("unbind") | {torch.Tensor.__iter__}
+_BY_NUMBER, _BY_INDEX = _apart("chunk"), _apart("tensor_split")
+_SPLIT = _BY_NUMBER | _BY_INDEX | _apart("split", "split_with_sizes")
+_COUNTS = ("chunks", "split_size_or_sections", "split_size", "split_sizes", "indices_or_sections")
+
+
+def _views(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Several views from one call, one by one.
+
+    torch's lazy device loses track of views that come together, once their base is written to.
+    """
+    tensor = args[0] if args else kwargs.get("self", kwargs.get("input", kwargs.get("tensor")))
+    where = 1 if func in _UNBIND else 2
+    dim = kwargs.get("dim", args[where] if len(args) > where else 0)
+    if not isinstance(tensor, torch.Tensor) or not tensor.dim() or type(dim) is not int:
+        return NotImplemented
+    length = tensor.shape[dim]
+    if func in _UNBIND:
+        parts = [torch.select(tensor, dim, place) for place in range(length)]
+        return iter(parts) if func is torch.Tensor.__iter__ else tuple(parts)
+    given = [args[1]] if len(args) > 1 else [kwargs[one] for one in kwargs if one in _COUNTS]
+    starts = _starts(func, length, given[0]) if given else None
+    if starts is None:
+        return NotImplemented
+    ends = [*starts[1:], length]
+    return tuple(
+        torch.narrow(tensor, dim, start, max(0, end - start))
+        for start, end in zip(starts, ends, strict=True)
+    )
+
+
+def _starts(func: Callable[..., Any], length: int, given: Any) -> list[int] | None:
+    """Where the parts of a split begin; None if it is not said with plain numbers."""
+    if isinstance(given, (list, tuple)) and all(type(one) is int for one in given):
+        if func in _BY_INDEX:
+            places = [one + length if one < 0 else one for one in given]
+            return [0, *(min(max(one, 0), length) for one in places)]
+        return [sum(given[:place]) for place in range(len(given))] if given else None
+    if type(given) is not int or given < 1:
+        return None
+    if func in _BY_INDEX:  # parts of nearly equal size, the larger ones first
+        size, larger = divmod(length, given)
+        return [place * size + min(place, larger) for place in range(given)]
+    size = -(-length // given) if func in _BY_NUMBER else given
+    return list(range(0, length, size)) if size and length else None
+
+
 class LazyDevices(TorchFunctionMode):
     """While active, torch functions create and keep tensors on the lazy device."""
 
@@ -176,6 +234,10 @@ class LazyDevices(TorchFunctionMode):
             args = _redirect_transfer(args)
         elif func in (torch.Tensor.cpu, torch.Tensor.cuda):
             return torch.Tensor.to(args[0], _LAZY)
+        elif func in _UNBIND or func in _SPLIT:
+            views = _views(func, args, keywords)
+            if views is not NotImplemented:
+                return views
         elif func in BATCH_NORMS:
             normalised = BATCH_NORMS[func](*args, **keywords)
             if normalised is not NotImplemented:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextvars import ContextVar
 
 import torch
 
@@ -24,6 +25,8 @@ _VARIABLE = "LTC_TS_CUDA"
 _DEVICES = ("cpu", "cuda")
 LOCK = threading.RLock()
 """Held while the backend is initialised and while a model is recorded."""
+CAPTURING: ContextVar[bool] = ContextVar("lazyfx_ltc_capturing", default=False)
+"""Whether this thread (or task) is about to capture a model: its code runs for that alone."""
 
 _session: dict[str, str] = {}  # "device" once the session exists
 

@@ -111,6 +111,7 @@ class Contract:
     Attributes:
         structure: How the leaves make up the returned value.
         leaves: The returned leaves in order.
+        same: For each leaf the place of the first that is the same object.
         fresh: Description of each computed output, by slot.
         shared: Groups of fresh outputs that share memory with each other.
         written: Numbers of the sources that the call writes to, ascending.
@@ -125,6 +126,7 @@ class Contract:
 
     structure: Structure
     leaves: tuple[Leaf, ...]
+    same: tuple[int, ...]
     fresh: tuple[TensorSpec, ...]
     shared: tuple[Shared, ...] = field(default=())
     written: tuple[int, ...] = field(default=())

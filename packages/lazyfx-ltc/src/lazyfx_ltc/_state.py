@@ -23,7 +23,7 @@ from torch import fx, nn
 from ._torch_tracing import global_forward_hooks
 from .errors import CaptureError, GuardError
 
-_BASE = frozenset(vars(nn.Module()))
+BASE = frozenset(vars(nn.Module()))
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _PLAIN = frozenset({bool, int, str, type(None)})
 _MISSING = object()
@@ -81,7 +81,7 @@ class Settings:
         keys = tuple(
             key
             for key, value in held.items()
-            if key not in _BASE
+            if key not in BASE
             and not isinstance(value, torch.Tensor)
             and (only is None or key in only)
         )

@@ -25,6 +25,8 @@ import torch
 
 from lazyfx_core.errors import SeamError
 
+from .errors import CaptureError
+
 _OWNER = "torch._C"
 
 
@@ -111,9 +113,15 @@ def settled(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     a dispatch mode sees them, are wrapped.
     """
     sync = _functionalization("_sync")
+    inside = _functionalization("_from_functional_tensor")
     roots = [wrapped(one) for one in tensors]
     for root in roots:
         sync(root)
+        if inside(root).device.type != "lazy":  # the backend would end the process
+            raise CaptureError(
+                "a view that an operator returned together with others (split, unbind) was written"
+                " to through its base, which torch's lazy device does not follow; write to a clone"
+            )
     return roots
 
 
