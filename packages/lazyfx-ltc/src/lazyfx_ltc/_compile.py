@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import logging
 import threading
+import types
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import fx, nn
 
 from lazyfx_core import LazyGraphModule
 
 from ._captured import MISS
-from ._outside import outside
+from ._outside import Outside, outside
+from ._queries import RAN, Ran
 from ._replay import CompiledGraph
 from ._session import CAPTURING, initialize
 from ._torch_tracing import is_fake, tree_flatten
@@ -32,6 +34,8 @@ from .errors import (
 )
 
 _LOGGER = logging.getLogger("lazyfx_ltc")
+_T = TypeVar("_T")
+_NOTHING = Outside(unchanged=lambda: True, reason=None, caches=(), containers=())
 _CHANGES = 32  # of what is outside of a model, until it is left to eager
 _TRIES = 3  # kinds of calls that cannot be captured, until nothing more is tried
 
@@ -94,7 +98,8 @@ class Compiled:
         self._graphs: dict[tuple[Any, ...], CompiledGraph] = {}
         self._refused: dict[tuple[Any, ...], int] = {}
         self._changes = 0
-        self._outside = outside(model)
+        self._outside = _NOTHING
+        self._ran: set[types.CodeType] | None = set()
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """What the model returns.
@@ -133,7 +138,7 @@ class Compiled:
         with self._lock:
             self._changes += 1
             if self._changes <= _CHANGES:
-                self._graphs, self._outside = {}, outside(self.model)
+                self._graphs, self._outside = {}, _NOTHING
                 return True
         self._note(
             (),
@@ -152,27 +157,44 @@ class Compiled:
     def _captured(self, way: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Capture a call, and run it."""
         with self._lock:
-            found = self._outside
-            if found.reason is not None:
-                raise CaptureError(found.reason)
-            left = False
-            try:
-                held = self._graphs.get(way)
-                if held is not None:
-                    return held(*args, **kwargs)
-                whole = _whole(self.model, len(args), tuple(kwargs))
-                held = CompiledGraph.captured(
+            held = self._graphs.get(way)
+            if held is not None:
+                return self._watched(lambda: held(*args, **kwargs))
+            whole = _whole(self.model, len(args), tuple(kwargs))
+            made = self._watched(
+                lambda: CompiledGraph.captured(
                     whole, whole.graph, args, kwargs, self._device, **self._options
                 )
-            finally:
-                left = found.cleanse()
-            if left or not found.is_as_it_was():
-                raise CaptureError(
-                    "the model changes a list, dict or other object outside of it when it runs: a"
-                    " replay would not do that; return the value, or keep it in a buffer"
-                )
-            self._graphs[way] = held
-        return held(*args, **kwargs)
+            )
+            self._graphs[way] = made
+        return made(*args, **kwargs)
+
+    def _watched(self, work: Callable[[], _T]) -> _T:
+        """Do what captures the model, and see what it reads, binds and leaves behind."""
+        ran = Ran()
+        if self._ran is not None and ran.codes is not None:
+            ran.codes |= self._ran
+        token = RAN.set(ran)
+        try:
+            result = work()
+        finally:
+            RAN.reset(token)
+            found = outside(self.model, ran.codes)
+            left = found.cleanse()
+        if (what := ran.changed()) is not None:
+            raise CaptureError(
+                f"{_name(self.model)} {what} when it runs: a replay would not do that. Return the"
+                " value, or keep it in a buffer"
+            )
+        if found.reason is not None:
+            raise CaptureError(found.reason)
+        if left:
+            raise CaptureError(
+                "the model puts a tensor into a list or dict outside of it when it runs: a replay"
+                " would not do that; return the value, or keep it in a buffer"
+            )
+        self._ran, self._outside = ran.codes, found
+        return result
 
     def _note(self, way: tuple[Any, ...], error: LtcError) -> None:
         reason = str(error)
@@ -187,7 +209,7 @@ class Compiled:
         """Forget all captures; the next call captures anew."""
         with self._lock:
             self._graphs, self._refused, self.fallbacks, self._changes = {}, {}, (), 0
-            self._outside = outside(self.model)
+            self._outside, self._ran = _NOTHING, set()
 
     @property
     def captures(self) -> int:

@@ -5,11 +5,12 @@ is looked at before each call, as far as it can be followed: globals and variabl
 those that are not bound yet, and builtins that a global may come to hide), attributes of python
 modules, defaults, the functions that it calls and what they mention in turn, what a bound method
 belongs to, modules that are no part of the model, and the items of lists, tuples and dicts. Each
-must be the very object that it was.
+must be the very object that it was. Of all that could be followed, only the functions that ran
+while the model was captured count: a library has many more.
 
 Not seen: what changes inside of other objects, and what the code asks of the process (the
 environment, the clock). Code that *binds* a global or a variable of an enclosing function is not
-captured at all, since a replay would not do that. Functions with a cache are followed, and what a
+captured, since a replay would not do that. Functions with a cache are followed, and what a
 capture left in the cache is removed: it is no tensor that anybody could compute with.
 """
 
@@ -19,7 +20,7 @@ import dis
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,6 @@ from ._python import is_torchs
 from ._state import BASE, HOOKS
 from ._torch_tracing import is_fake
 
-_BINDS = {"STORE_GLOBAL": "the global", "DELETE_GLOBAL": "the global"}
 _ITEMS = 1000  # of a container; beyond, only the container itself is looked at
 
 
@@ -76,9 +76,14 @@ class Outside:
         return found
 
 
-def outside(model: Callable[..., Any]) -> Outside:
-    """Follow the code of a model."""
-    walk = _Walk()
+def outside(model: Callable[..., Any], codes: Container[types.CodeType] | None = None) -> Outside:
+    """Follow the code of a model.
+
+    Args:
+        model: The model.
+        codes: The code that a call runs; None: all that it may run.
+    """
+    walk = _Walk(codes)
     own = set(map(id, model.modules())) if isinstance(model, nn.Module) else set()
     walk.follow(model, own)
     while walk.waiting:
@@ -93,8 +98,9 @@ def outside(model: Callable[..., Any]) -> Outside:
 
 
 class _Walk:
-    def __init__(self) -> None:
+    def __init__(self, codes: Container[types.CodeType] | None) -> None:
         self.condition = Condition()
+        self._codes = codes
         self.waiting: list[types.FunctionType] = []
         self.reason: str | None = None
         self.caches: list[Any] = []
@@ -148,7 +154,7 @@ class _Walk:
         if hasattr(value, "cache_info") and not isinstance(value, type):
             self.caches.append(value)
         if isinstance(value, types.FunctionType):
-            if not is_torchs(value):
+            if not is_torchs(value) and (self._codes is None or value.__code__ in self._codes):
                 self.waiting.append(value)
         elif isinstance(value, types.MethodType):
             self.follow(value.__func__, own)
@@ -225,11 +231,11 @@ def _mentioned(code: types.CodeType, walk: _Walk) -> Iterator[tuple[str, ...]]:
         instructions = list(dis.get_instructions(one))
         for index, instruction in enumerate(instructions):
             name = instruction.opname
-            if name in _BINDS or (name == "STORE_DEREF" and instruction.argval in code.co_freevars):
-                what = _BINDS.get(name, "the variable of an enclosing function")
+            if name == "STORE_DEREF" and instruction.argval in code.co_freevars:
                 walk.reason = (
-                    f"{one.co_name} binds {what} {instruction.argval!r} when it runs: a replay"
-                    " would not do that. Return the value, or keep it in a buffer"
+                    f"{one.co_name} binds {instruction.argval!r}, a variable of an enclosing"
+                    " function, when it runs: a replay would not do that. Return the value, or"
+                    " keep it in a buffer"
                 )
             if name not in ("LOAD_GLOBAL", "LOAD_NAME"):
                 continue

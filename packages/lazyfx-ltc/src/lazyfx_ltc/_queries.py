@@ -7,10 +7,15 @@ given the same answers. A run that asks something else is not the same run.
 
 from __future__ import annotations
 
+import collections
+import dis
+import functools
 import random
 import sys
+import sysconfig
 import types
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -142,6 +147,69 @@ class Answered(TorchFunctionMode):
         )
 
 
+_STDLIB = sysconfig.get_path("stdlib")
+_HELPERS = frozenset({"sympy", "mpmath", "numpy"})
+_CONTAINERS = (list, dict, set, collections.deque)
+
+
+class Ran:
+    """The python code that ran while a model was looked at, and what it may bind.
+
+    Attributes:
+        codes: The code; None if somebody else's profiler kept it from being seen.
+        before: For each global that the code may bind, its dictionary, name and value before.
+        held: Each container outside of the code that it mentions, with what it held before.
+    """
+
+    def __init__(self) -> None:
+        self.codes: set[types.CodeType] | None = set()
+        self.before: list[tuple[dict[str, Any], str, Any]] = []
+        self.held: list[tuple[Any, list[int]]] = []
+
+    def note(self, frame: types.FrameType) -> None:
+        """A call of a function, before it runs."""
+        code = frame.f_code
+        if self.codes is None or code in self.codes:
+            return
+        self.codes.add(code)
+        for name in bound_globals(code):
+            self.before.append((frame.f_globals, name, frame.f_globals.get(name, self)))
+        outside = [frame.f_globals.get(name) for name in code.co_names]
+        if code.co_freevars:
+            outside += [frame.f_locals.get(name) for name in code.co_freevars]
+        held: list[Any] = [one for one in outside if type(one) in _CONTAINERS]
+        self.held += [(one, list(map(id, one))) for one in held]
+
+    def changed(self) -> str | None:
+        """What the code did to something outside of it, in words."""
+        for names, name, value in self.before:
+            if names.get(name, self) is not value:
+                return f"binds the global {name!r}"
+        for container, before in self.held:
+            if list(map(id, container)) != before:
+                return f"changes a {type(container).__name__} outside of it"
+        return None
+
+
+RAN: ContextVar[Ran | None] = ContextVar("lazyfx_ltc_ran", default=None)
+"""Where to note what runs, if anybody wants to know."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_librarys(file: str) -> bool:
+    """Whether code belongs to torch, to what torch computes sizes with, or to Python."""
+    inner = file.startswith(_STDLIB) and "site-packages" not in file
+    parts = file.replace("\\", "/").split("/")
+    return inner or file.startswith((OURS, TORCH, "<frozen")) or not _HELPERS.isdisjoint(parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def bound_globals(code: types.CodeType) -> tuple[str, ...]:
+    """The globals that code may bind or delete."""
+    stores = ("STORE_GLOBAL", "DELETE_GLOBAL")
+    return tuple(one.argval for one in dis.get_instructions(code) if one.opname in stores)
+
+
 class ModesAsked:
     """Notes whether code outside of torch asks for grad mode or inference mode.
 
@@ -153,6 +221,7 @@ class ModesAsked:
     def __init__(self, runner: Runner, *, watching: bool) -> None:
         self.asked: dict[str, str] = {}
         self._watching = watching
+        self._ran = RAN.get()
         self._runner = runner
         self._mine = False
 
@@ -164,6 +233,8 @@ class ModesAsked:
             sys.setprofile(self._note)
         else:
             self.asked.update((one.__name__, "the model") for one in _MODES)
+            if self._ran is not None:
+                self._ran.codes = None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -171,6 +242,10 @@ class ModesAsked:
             sys.setprofile(None)
 
     def _note(self, frame: types.FrameType, event: str, called: Any) -> None:
+        if event == "call" and self._ran is not None:
+            if not _is_librarys(frame.f_code.co_filename):
+                self._ran.note(frame)
+            return
         asks = event == "c_call" and called in _MODES
         if asks and not frame.f_code.co_filename.startswith((OURS, TORCH)):
             self.asked.setdefault(called.__name__, self._runner.where())
