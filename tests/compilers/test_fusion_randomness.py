@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch._functorch.config as functorch_config
 import torch.nn.functional as F
-from torch._dynamo.exc import BackendCompilerFailed
 from torch.utils.checkpoint import checkpoint
 
 from lazyfx_compilers import UnsafeRecomputationError, memory_efficient_fusion, nop, ts_compile
@@ -47,6 +46,7 @@ def test_the_numbers_are_eagers(name, codegen):
         torch.testing.assert_close(output_and_gradient(fused, x), expected)
 
 
+@pytest.mark.filterwarnings("ignore::lazyfx_compilers.BudgetWarning")
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", RANDOM)
 def test_they_are_never_drawn_again_in_the_backward(name, setting):
@@ -60,17 +60,11 @@ def test_they_are_never_drawn_again_in_the_backward(name, setting):
     ]
     for run in ways:
         with functorch_config.patch(SETTINGS[setting]):
-            try:
-                seen = output_and_gradient(run, x)
-            except (UnsafeRecomputationError, BackendCompilerFailed) as error:
-                refusal = str(error)
-            else:
-                refusal = ""
-                torch.testing.assert_close(seen, expected)
-        assert not refusal or "draws random numbers" in refusal
+            torch.testing.assert_close(output_and_gradient(run, x), expected)
 
 
-def test_the_references_gradients_are_wrong_where_ours_are_refused():
+@pytest.mark.filterwarnings("ignore::lazyfx_compilers.BudgetWarning")
+def test_the_references_gradients_are_wrong_where_ours_are_right():
     from functorch.compile import memory_efficient_fusion as theirs
     from torch._functorch.compilers import nop as their_nop
 
@@ -81,10 +75,8 @@ def test_the_references_gradients_are_wrong_where_ours_are_refused():
         _, grad, _ = output_and_gradient(run, x)
         _, right, _ = output_and_gradient(f, x)
         assert not torch.allclose(grad, right)
-        with pytest.raises(
-            UnsafeRecomputationError, match=r"'bernoulli'.*activation_memory_budget"
-        ):
-            output_and_gradient(memory_efficient_fusion(f, codegen=nop), x)
+        _, ours, _ = output_and_gradient(memory_efficient_fusion(f, codegen=nop), x)
+        torch.testing.assert_close(ours, right)
 
 
 def test_a_partitioner_that_draws_again_is_refused_whatever_it_calls_its_nodes():

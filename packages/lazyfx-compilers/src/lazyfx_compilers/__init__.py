@@ -11,6 +11,8 @@ from .decompositions import default_decompositions
 from .draw import draw_graph_compile
 from .dump import get_inputs, graph_dumper_aot
 from .errors import (
+    BudgetError,
+    BudgetWarning,
     CodegenError,
     CompilerError,
     DumpFormatError,
@@ -27,12 +29,15 @@ from .errors import (
 )
 from .fusion import memory_efficient_fusion
 from .nop import nop
+from .partition import budget_partitioner
 from .printing import print_compile
 from .torchscript import nnc_jit, simple_ts_compile, ts_compile
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetError",
+    "BudgetWarning",
     "CodegenError",
     "CompilerError",
     "DebugInterpreter",
@@ -49,6 +54,7 @@ __all__ = [
     "UnknownOptionError",
     "UnsafeRecomputationError",
     "__version__",
+    "budget_partitioner",
     "debug_compile",
     "debug_nop",
     "default_decompositions",

@@ -29,11 +29,10 @@ import torch.utils._pytree as pytree
 from torch import fx
 from torch._ops import OpOverload
 
-from . import _torch_randomness
 from .errors import SeamError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch.utils._pytree import TreeSpec
 
@@ -146,13 +145,15 @@ def compile_dynamo_graph(
     decompositions: Mapping[Any, Any] | None = None,
 ) -> Callable[..., Any]:
     """Compile a graph of Python functions through AOTAutograd."""
+    from .partition import budget_partitioner  # it is made of this module
+
     aot_autograd = attribute("torch._dynamo.backends.common", "aot_autograd")
     settings: dict[str, Any] = {
         "fw_compiler": fw_compiler,
         "bw_compiler": bw_compiler or fw_compiler,
         "inference_compiler": inference_compiler or fw_compiler,
         "decompositions": dict(decompositions or {}),
-        "partition_fn": partition_fn or _torch_randomness.never_redrawn(min_cut_partition),
+        "partition_fn": partition_fn or budget_partitioner(),
     }
     return aot_autograd(**settings)(gm, example_inputs)  # type: ignore[no-any-return]
 
@@ -238,3 +239,150 @@ def attribute(module: str, name: str) -> Any:
             f"torch {torch.__version__} has no {module}.{name}, which lazyfx-compilers relies on; "
             "use a release of lazyfx-compilers that knows this torch"
         ) from error
+
+
+# --- values that tracing left behind -----------------------------------------------------------
+
+
+def storage_of(value: torch.Tensor) -> tuple[int, int]:
+    """Something that tells the storage of a (fake) tensor from others, and its size in bytes."""
+    storage = value.untyped_storage()
+    return int(storage._cdata), hint(storage.nbytes())
+
+
+@functools.cache
+def _flop_formulas() -> dict[Any, Callable[..., Any]]:
+    return dict(attribute("torch.utils.flop_counter", "flop_registry"))
+
+
+def flops(node: fx.Node) -> int:
+    """Floating-point operations of a product, convolution or attention; 0 for all else."""
+    formula = _flop_formulas().get(operator_packet(node.target))
+    if formula is None:
+        return 0
+
+    def described(value: Any) -> Any:
+        return value.meta.get("val") if isinstance(value, fx.Node) else value
+
+    args = fx.node.map_aggregate(node.args, described)
+    kwargs = fx.node.map_aggregate(node.kwargs, described)
+    try:
+        return hint(formula(*args, **kwargs, out_val=node.meta.get("val")))
+    except Exception:  # a formula for other arguments; it is an estimate
+        return 0
+
+
+def symbols(nodes: Iterable[fx.Node]) -> set[Any]:
+    """The symbols in the sizes of some values."""
+    free = attribute("torch.fx.experimental.symbolic_shapes", "free_symbols")
+    found: set[Any] = set()
+    for node in nodes:
+        value = node.meta.get("val")
+        if isinstance(value, (torch.Tensor, torch.SymInt, torch.SymFloat)):
+            found |= set(free(value))
+    return found
+
+
+def meta_of_copy(node: fx.Node) -> dict[str, Any]:
+    """The metadata of a copy of a node's value."""
+    value = node.meta["val"]
+    with getattr(value, "fake_mode", contextlib.nullcontext()):
+        return {"val": value.clone(), "stack_trace": node.meta.get("stack_trace")}
+
+
+def is_pure(target: Any) -> bool:
+    """Whether a call computes its result from its arguments and does nothing else."""
+    if isinstance(target, OpOverload):
+        return not target._schema.is_mutable and target.namespace in ("aten", "prims")
+    return getattr(target, "__module__", "") in ("_operator", "math", "torch", "builtins")
+
+
+def output_meta(
+    output: fx.Node, results: int, tensors: Sequence[fx.Node], sizes: Sequence[fx.Node]
+) -> dict[str, Any]:
+    """The metadata of a forward's output node, where it saves other values for the backward."""
+    meta = {**output.meta, "output_stack_traces": None}
+    del meta["output_stack_traces"]
+    before = meta.get("desc")
+    if before is None:  # torch before 2.9
+        return meta
+    module = importlib.import_module("torch._functorch._aot_autograd.descriptors")
+    plain = module.SavedForBackwardsAOTOutput
+    last = getattr(module, "SavedForBackwardsNoVcCheckAOTOutput", plain)
+    saved = [
+        (last if node.meta.get("saved_tensor_with_no_vc_check", False) else plain)(index)
+        for index, node in enumerate((*tensors, *sizes))
+    ]
+    return {**meta, "desc": [*before[:results], *saved]}
+
+
+def graph_module(sources: Sequence[fx.GraphModule], graph: fx.Graph) -> fx.GraphModule:
+    """A graph as a module like the first of ``sources``; attributes come from any that has them."""
+    found: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            target = str(node.target)
+            found[target] = next(
+                value for one in sources if (value := _attribute_of(one, target)) is not None
+            )
+    made = fx.GraphModule(found, graph, type(sources[0]).__name__)
+    made.meta.update(sources[0].meta)
+    return made
+
+
+def _attribute_of(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
+
+
+def written_inputs(joint: fx.GraphModule, results: int) -> frozenset[str]:
+    """The names of inputs that may be written to by the time the backward runs.
+
+    Torch says so on the graph since 2.9, and in the context it traces in. Where neither does, all
+    that do not require grad may be.
+    """
+    primals = [
+        node.name
+        for node in joint.graph.nodes
+        if node.op == "placeholder" and "tangents" not in str(node.target)
+    ]
+    output = next(iter(reversed(joint.graph.nodes)))
+    returned: Any = output.args[0]
+    metadata = getattr(attribute("torch._guards", "TracingContext").try_get(), "fw_metadata", None)
+    described = output.meta.get("desc")
+    if metadata is not None:
+        infos = getattr(metadata, "input_info", ())
+        pairs = zip(primals, infos, strict=False)
+        return frozenset(name for name, one in pairs if getattr(one, "mutates_data", True))
+    if described is not None:
+        module = importlib.import_module("torch._functorch._aot_autograd.descriptors")
+        kind = module.InputMutationAOTOutput
+        written = [one.mutated_input for one in described[:results] if isinstance(one, kind)]
+        return frozenset(
+            node.name
+            for node in joint.graph.nodes
+            if node.op == "placeholder" and node.meta.get("desc") in written
+        )
+    flat = tree_flatten(returned)[0]
+    pairs = zip(primals, flat[results:], strict=False)
+    return frozenset(name for name, gradient in pairs if gradient is None)
+
+
+@contextlib.contextmanager
+def no_recomputation_settings() -> Iterator[None]:
+    """Torch's partitioner as it is by default, whatever the process's settings say."""
+    config = importlib.import_module("torch._functorch.config")
+    wanted = {
+        "activation_memory_budget": 1.0,
+        "aggressive_recomputation": False,
+        "ban_recompute_not_in_allowlist": True,
+    }
+    with config.patch({name: value for name, value in wanted.items() if hasattr(config, name)}):
+        yield
+
+
+def budget_setting() -> float:
+    """Torch's own setting of a budget for saved activations, as a fraction."""
+    config = importlib.import_module("torch._functorch.config")
+    return float(getattr(config, "activation_memory_budget", 1.0))

@@ -77,12 +77,15 @@ def _without_dead(backward: fx.GraphModule, nodes: list[fx.Node]) -> list[fx.Nod
 
 def random_operators(gm: fx.GraphModule) -> list[fx.Node]:
     """Nodes that draw from a random number generator."""
-    return [
-        node
-        for node in gm.graph.nodes
-        if isinstance(node.target, OpOverload)
+    return [node for node in gm.graph.nodes if draws(node)]
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether a node draws from a random number generator."""
+    return (
+        isinstance(node.target, OpOverload)
         and torch.Tag.nondeterministic_seeded in node.target.tags
-    ]
+    )
 
 
 def recomputation_setting() -> str | None:

@@ -67,13 +67,15 @@ def lazyfx_fusion(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Compiled:
-    """What ``memory_efficient_fusion`` does, under Dynamo. Option: ``codegen``."""
+    """What ``memory_efficient_fusion`` does, under Dynamo. Options: ``codegen``, ``budget``."""
     from . import _torch_aot
     from ._types import require_graph
     from .fusion import make_recipe
 
-    taken = known_options("lazyfx_fusion", mode, options, ("codegen",))
-    recipe = make_recipe(taken.get("codegen", "inductor"), dynamic=None, overrides={})
+    taken = known_options("lazyfx_fusion", mode, options, ("budget", "codegen"))
+    recipe = make_recipe(
+        taken.get("codegen", "inductor"), budget=taken.get("budget"), dynamic=None, overrides={}
+    )
     return _torch_aot.compile_dynamo_graph(
         require_graph(gm, "lazyfx_fusion"),
         example_inputs,

@@ -6,6 +6,7 @@
     └── CompilerError
         ├── NotCompilableError (TypeError)              an argument is not what a compiler takes
         ├── InvalidGraphError (ValueError)              the graph does not lint; names the node
+        ├── BudgetError (ValueError)                    a budget is neither a fraction nor bytes
         ├── UnknownOptionError (ValueError)             an option, mode or codegen is unknown
         ├── TorchScriptUnsupportedError (RuntimeError)  TorchScript cannot take a node
         ├── CodegenError (RuntimeError)                 inductor cannot compile the graph; says why
@@ -16,6 +17,8 @@
         ├── DumpFormatError (ValueError)                a dump cannot be read; names file and field
         ├── SeamError (RuntimeError)                    a torch release moved something
         └── MissingDependencyError (ImportError)        an optional package or program is absent
+
+Besides, :class:`BudgetWarning` (UserWarning): more has to be saved than a budget allows.
 
 Each class also derives from the builtin a caller would expect and, where lazyfx-core has an error
 of the same meaning, from that one too.
@@ -28,6 +31,8 @@ from typing import Any
 import lazyfx_core
 
 __all__ = [
+    "BudgetError",
+    "BudgetWarning",
     "CodegenError",
     "CompilerError",
     "DumpFormatError",
@@ -54,6 +59,14 @@ class NotCompilableError(CompilerError, lazyfx_core.NotAGraphModuleError):
 
 class InvalidGraphError(CompilerError, lazyfx_core.InvalidGraphError):
     """The graph cannot be run as it is; the message names the node."""
+
+
+class BudgetError(CompilerError, ValueError):
+    """A budget for saved activations is neither a fraction nor a number of bytes."""
+
+
+class BudgetWarning(UserWarning):
+    """More has to be saved for the backward than a budget allows; says how much."""
 
 
 class UnknownOptionError(CompilerError, ValueError):

@@ -8,8 +8,8 @@ inductor.
 Two things the reference gets wrong are right here. It replays its first graph for ever: here a key
 of what the graph depends on is compared at each call (see :mod:`lazyfx_compilers._guards`). And
 where torch is told to recompute more than by default, random operators are drawn again in the
-backward, which makes wrong gradients without a word: here that is refused (see
-:mod:`lazyfx_compilers._torch_randomness`).
+backward, which makes wrong gradients without a word: the partitioner here saves what they drew
+(:mod:`lazyfx_compilers.partition`), and any other is refused if it does not.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from ._fused import FusedModule, fused_function
 from ._torch_randomness import never_redrawn
 from .decompositions import default_decompositions
 from .errors import (
+    BudgetError,
     MissingDependencyError,
     NotCompilableError,
     UnknownOptionError,
 )
 from .nop import nop
+from .partition import budget_partitioner
 from .torchscript import ts_compile
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
     from ._types import FxCompiler
 
-_OVERRIDES = ("bw_compiler", "decompositions", "fw_compiler", "partition_fn")
+_OVERRIDES = ("bw_compiler", "fw_compiler", "partition_fn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,9 @@ def memory_efficient_fusion(
     fn: Callable[..., Any] | nn.Module,
     *,
     codegen: str | FxCompiler = "inductor",
+    budget: float | None = None,
+    partitioner: Callable[..., Any] | None = None,
+    decompositions: Mapping[Any, Callable[..., Any]] | None = None,
     dynamic: bool | None = None,
     guard: bool = True,
     **overrides: Any,
@@ -89,11 +94,19 @@ def memory_efficient_fusion(
             optimizer steps, ``load_state_dict`` and running statistics are seen by both.
         codegen: ``"inductor"`` (needs a C++ compiler on CPU), ``"ts"`` for TorchScript, or any
             compiler, for example :func:`~lazyfx_compilers.nop`.
+        budget: How much may be saved for the backward: from 0 to 1 a fraction of what would be
+            saved without one, an int from 2 up a number of bytes; inputs and parameters do not
+            count. What does not fit is computed again. None: torch's setting
+            ``torch._functorch.config.activation_memory_budget``.
+        partitioner: Taken instead of :func:`~lazyfx_compilers.budget_partitioner`; then there can
+            be no ``budget``.
+        decompositions: Operators that are taken apart while tracing, taken instead of those that
+            ``codegen`` is best with.
         dynamic: Trace with symbolic shapes. With ``guard=True`` there is still one graph for each
             shape, since nothing else tells for which shapes a graph is right.
         guard: With ``False`` the first graph is replayed for ever, as the reference does.
-        **overrides: ``fw_compiler``, ``bw_compiler``, ``partition_fn``, ``decompositions``: each
-            taken instead of what ``codegen`` chooses, as in the reference.
+        **overrides: ``fw_compiler``, ``bw_compiler``: each taken instead of what ``codegen``
+            chooses, and ``partition_fn``: the reference's name of ``partitioner``.
 
     Returns:
         A function with the signature of ``fn``; for a module, a module with the same state-dict
@@ -104,11 +117,16 @@ def memory_efficient_fusion(
             type that cannot be traced, a tensor that is not an argument, a result that depends
             on the values of a tensor in a way that tracing cannot follow.
         UnknownOptionError: An unknown ``codegen`` or keyword; lists those that are known.
+        BudgetError: ``budget`` is neither a fraction nor a number of bytes, or there is a
+            ``partitioner`` as well.
         MissingDependencyError: ``codegen="inductor"`` without a C++ compiler.
         NoTensorOutputError: On calling, ``fn`` returns no tensor.
         CodegenError: On calling, inductor cannot take the graph; says why.
-        UnsafeRecomputationError: On calling, the partition draws the forward's random numbers
+        UnsafeRecomputationError: On calling, a ``partitioner`` draws the forward's random numbers
             again in the backward.
+
+    Warns:
+        BudgetWarning: On calling, more has to be saved than ``budget`` allows.
 
     Thread-safety: calls may race; compilation is serialised across the process. While a module is
     compiled, do not run the *original* in another thread: torch traces by putting fake parameters
@@ -118,29 +136,44 @@ def memory_efficient_fusion(
         raise NotCompilableError(
             f"memory_efficient_fusion(fn) takes a function or an nn.Module, got {type(fn)!r}"
         )
-    recipe = make_recipe(codegen, dynamic=dynamic, overrides=overrides)
+    given = {"partition_fn": partitioner, "decompositions": decompositions}
+    overrides = {**overrides, **{name: one for name, one in given.items() if one is not None}}
+    recipe = make_recipe(codegen, budget=budget, dynamic=dynamic, overrides=overrides)
     if isinstance(fn, nn.Module):
         return FusedModule(fn, recipe.settings(), guard=guard)
     return fused_function(fn, recipe.settings(), guard=guard)
 
 
 def make_recipe(
-    codegen: str | FxCompiler, *, dynamic: bool | None, overrides: Mapping[str, Any]
+    codegen: str | FxCompiler,
+    *,
+    budget: float | None,
+    dynamic: bool | None,
+    overrides: Mapping[str, Any],
 ) -> Recipe:
     """Resolve ``codegen`` and the reference's overrides.
 
     Raises:
+        BudgetError: A wrong ``budget``, or one besides a partitioner.
         UnknownOptionError: An unknown ``codegen`` or override.
         MissingDependencyError: Inductor without a C++ compiler.
     """
-    unknown = sorted(set(overrides) - set(_OVERRIDES))
+    unknown = sorted(set(overrides) - {*_OVERRIDES, "decompositions"})
     if unknown:
         raise UnknownOptionError(
             f"memory_efficient_fusion got the unknown keyword {unknown[0]!r}; "
-            f"it takes codegen, dynamic, guard, {', '.join(_OVERRIDES)}"
+            "it takes codegen, budget, partitioner, decompositions, dynamic, guard, "
+            f"{', '.join(_OVERRIDES)}"
         )
     chosen = {name: value for name, value in overrides.items() if value is not None}
-    partition = never_redrawn(chosen.get("partition_fn", _torch_aot.min_cut_partition))
+    if budget is not None and "partition_fn" in chosen:
+        raise BudgetError(
+            f"budget={budget!r}: expected none besides a partitioner, which decides what is saved;"
+            " leave one of the two out"
+        )
+    partition = budget_partitioner(budget)
+    if "partition_fn" in chosen:
+        partition = never_redrawn(chosen["partition_fn"])
     forward: FxCompiler
     backward: FxCompiler
     inference: FxCompiler
