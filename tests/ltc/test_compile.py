@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import logging
 import pickle
 import threading
@@ -329,6 +330,32 @@ def test_what_a_replay_would_not_do_runs_in_eager(function: Any, reason: str) ->
         assert type(table(4)) is torch.Tensor
         assert all(type(one) is torch.Tensor for one in CACHE.values())
     torch.testing.assert_close(ltc.compile(lambda x: x * 2)(X), X * 2)
+
+
+COLLECTIONS = 0
+
+
+def collected(phase: str, info: Any) -> None:
+    global COLLECTIONS
+    COLLECTIONS += 1
+
+
+@torch.no_grad()
+def test_what_others_do_meanwhile_does_not_count() -> None:
+    """The garbage collector's callbacks run in between, on the same thread."""
+
+    def collects(x: Any) -> Any:
+        gc.collect()
+        return x * 2
+
+    gc.callbacks.append(collected)
+    try:
+        compiled = ltc.compile(collects)
+        torch.testing.assert_close(compiled(X), X * 2)
+    finally:
+        gc.callbacks.remove(collected)
+    assert COLLECTIONS
+    assert compiled.fallbacks == ()
 
 
 @torch.no_grad()

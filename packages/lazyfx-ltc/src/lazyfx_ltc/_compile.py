@@ -35,7 +35,7 @@ from .errors import (
 
 _LOGGER = logging.getLogger("lazyfx_ltc")
 _T = TypeVar("_T")
-_NOTHING = Outside(unchanged=lambda: True, reason=None, caches=(), containers=())
+_NOTHING = Outside(unchanged=lambda: True, reason=None, caches=(), containers=(), codes=frozenset())
 _CHANGES = 32  # of what is outside of a model, until it is left to eager
 _TRIES = 3  # kinds of calls that cannot be captured, until nothing more is tried
 
@@ -181,7 +181,7 @@ class Compiled:
             RAN.reset(token)
             found = outside(self.model, ran.codes)
             left = found.cleanse()
-        if (what := ran.changed()) is not None:
+        if (what := ran.changed(found.codes)) is not None:
             raise CaptureError(
                 f"{_name(self.model)} {what} when it runs: a replay would not do that. Return the"
                 " value, or keep it in a buffer"

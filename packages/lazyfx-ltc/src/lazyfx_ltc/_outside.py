@@ -45,12 +45,14 @@ class Outside:
         reason: Why the model cannot be captured, if it cannot.
         caches: The functions with a cache that it may call.
         containers: The dicts and lists that it may put something into.
+        codes: The code that was followed.
     """
 
     unchanged: Callable[[], bool]
     reason: str | None
     caches: tuple[Any, ...]
     containers: tuple[Any, ...]
+    codes: frozenset[types.CodeType]
 
     def is_as_it_was(self) -> bool:
         """:attr:`unchanged`, False if a part is gone."""
@@ -94,17 +96,19 @@ def outside(model: Callable[..., Any], codes: Container[types.CodeType] | None =
         reason=walk.reason,
         caches=tuple(walk.caches),
         containers=tuple(walk.containers),
+        codes=frozenset(walk.codes),
     )
 
 
 class _Walk:
     def __init__(self, codes: Container[types.CodeType] | None) -> None:
         self.condition = Condition()
-        self._codes = codes
+        self._ran = codes
         self.waiting: list[types.FunctionType] = []
         self.reason: str | None = None
         self.caches: list[Any] = []
         self.containers: list[Any] = []
+        self.codes: set[types.CodeType] = set()
         self._seen: dict[int, Any] = {}
 
     def visit(self, function: types.FunctionType, own: set[int]) -> None:
@@ -154,7 +158,7 @@ class _Walk:
         if hasattr(value, "cache_info") and not isinstance(value, type):
             self.caches.append(value)
         if isinstance(value, types.FunctionType):
-            if not is_torchs(value) and (self._codes is None or value.__code__ in self._codes):
+            if not is_torchs(value) and (self._ran is None or value.__code__ in self._ran):
                 self.waiting.append(value)
         elif isinstance(value, types.MethodType):
             self.follow(value.__func__, own)
@@ -227,6 +231,7 @@ def _mentioned(code: types.CodeType, walk: _Walk) -> Iterator[tuple[str, ...]]:
     codes = [code]
     while codes:
         one = codes.pop()
+        walk.codes.add(one)
         codes += [inner for inner in one.co_consts if isinstance(inner, types.CodeType)]
         instructions = list(dis.get_instructions(one))
         for index, instruction in enumerate(instructions):

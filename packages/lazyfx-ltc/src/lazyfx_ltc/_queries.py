@@ -14,7 +14,7 @@ import random
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -157,14 +157,14 @@ class Ran:
 
     Attributes:
         codes: The code; None if somebody else's profiler kept it from being seen.
-        before: For each global that the code may bind, its dictionary, name and value before.
-        held: Each container outside of the code that it mentions, with what it held before.
+        before: For each global that code may bind, the code, its dictionary, name and value before.
+        held: Each container outside of code that it mentions, and what it held before.
     """
 
     def __init__(self) -> None:
         self.codes: set[types.CodeType] | None = set()
-        self.before: list[tuple[dict[str, Any], str, Any]] = []
-        self.held: list[tuple[Any, list[int]]] = []
+        self.before: list[tuple[types.CodeType, dict[str, Any], str, Any]] = []
+        self.held: list[tuple[types.CodeType, Any, list[int]]] = []
 
     def note(self, frame: types.FrameType) -> None:
         """A call of a function, before it runs."""
@@ -173,20 +173,25 @@ class Ran:
             return
         self.codes.add(code)
         for name in bound_globals(code):
-            self.before.append((frame.f_globals, name, frame.f_globals.get(name, self)))
+            self.before.append((code, frame.f_globals, name, frame.f_globals.get(name, self)))
         outside = [frame.f_globals.get(name) for name in code.co_names]
         if code.co_freevars:
             outside += [frame.f_locals.get(name) for name in code.co_freevars]
         held: list[Any] = [one for one in outside if type(one) in _CONTAINERS]
-        self.held += [(one, list(map(id, one))) for one in held]
+        self.held += [(code, one, list(map(id, one))) for one in held]
 
-    def changed(self) -> str | None:
-        """What the code did to something outside of it, in words."""
-        for names, name, value in self.before:
-            if names.get(name, self) is not value:
+    def changed(self, codes: Container[types.CodeType]) -> str | None:
+        """What some of the code did to something outside of it, in words.
+
+        Args:
+            codes: The code that is the model's. Other code runs in between on the same thread, the
+                garbage collector's callbacks for one.
+        """
+        for code, names, name, value in self.before:
+            if code in codes and names.get(name, self) is not value:
                 return f"binds the global {name!r}"
-        for container, before in self.held:
-            if list(map(id, container)) != before:
+        for code, container, before in self.held:
+            if code in codes and list(map(id, container)) != before:
                 return f"changes a {type(container).__name__} outside of it"
         return None
 
