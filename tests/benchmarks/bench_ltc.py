@@ -6,9 +6,9 @@ and the memory that a capture takes.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import multiprocessing
-import os
 import sys
 import time
 import warnings
@@ -190,7 +190,7 @@ LAYERS = 6
 
 
 def resident(name: str, queue: Any) -> None:
-    """Put the MB that making and calling a contender adds to this process into a queue."""
+    """Put the MB that making and calling a contender adds to this process, and peaks at, there."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     layers = [nn.Sequential(nn.Linear(WIDE, WIDE), nn.ReLU()) for _ in range(LAYERS)]
@@ -199,16 +199,18 @@ def resident(name: str, queue: Any) -> None:
         model(x)
         tiny = nn.Linear(2, 2).eval()  # so that code that is loaded once does not count
         for one, given in ((tiny, torch.randn(1, 2)), (model, x)):
-            before = megabytes()
+            before = megabytes("VmRSS")
             made = CONTENDERS[name](one, given)
             for _ in range(10):
                 made(given)
-    queue.put(megabytes() - before)
+    peak = megabytes("VmHWM")
+    ctypes.CDLL(None).malloc_trim(0)  # what is free, but not given back, does not count
+    queue.put((megabytes("VmRSS") - before, max(0.0, peak - before)))
 
 
-def megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE") / 2**20
+def megabytes(what: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 
 CONTENDERS: dict[str, Callable[[Any, Any], Callable[..., Any]]] = {
@@ -225,16 +227,18 @@ CONTENDERS: dict[str, Callable[[Any, Any], Callable[..., Any]]] = {
 def memory() -> None:
     """What making and calling adds to a process, beside the weights."""
     context = multiprocessing.get_context("spawn")
-    body, data = [], {}
+    body: list[list[str]] = []
+    data: dict[str, tuple[float, float]] = {}
     for name in CONTENDERS:
         queue = context.Queue()
         process = context.Process(target=resident, args=(name, queue))
         process.start()
         data[name] = queue.get()
         process.join()
-        body.append([name, f"{data[name]:.0f}"])
+        body.append([name, *(f"{one:.0f}" for one in data[name])])
     weights = LAYERS * WIDE * (WIDE + 1) * 4 / 2**20
-    publish("ltc-memory", ["", f"more MB, beside {weights:.0f} of weights"], body, data)
+    head = ["", f"MB kept, beside {weights:.0f} of weights", "MB at most, while it is made"]
+    publish("ltc-memory", head, body, data)
 
 
 def captures() -> None:

@@ -60,6 +60,16 @@ class Runner(fx.Interpreter):
         result = self.run(*values, enable_io_processing=False)
         return self.copied.graph.process_outputs(result)
 
+    def forget(self) -> None:
+        """Let go of the copy's tensors; it cannot run again."""
+        self.env.clear()
+        for module in self.copied.modules():
+            module._parameters.clear()
+            module._buffers.clear()
+            for name, value in list(vars(module).items()):
+                if isinstance(value, torch.Tensor):
+                    del vars(module)[name]
+
     def blame(self, error: LtcError) -> None:
         """Note the current node as what an error is about, unless it knows better."""
         if self.node is not None and not error.nodes:
