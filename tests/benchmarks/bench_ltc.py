@@ -181,7 +181,7 @@ def plot(rows: dict[str, dict[str, float]], path: Path) -> None:
     panel.set_xlabel("time of a call ÷ eager's (one thread; left is faster)")
     panel.grid(axis="x", alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, loc="upper right")
+    panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, metadata={"Date": None})
 
 
