@@ -10,6 +10,7 @@ import pickle
 import threading
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -359,6 +360,31 @@ def test_what_others_do_meanwhile_does_not_count() -> None:
 
 
 @torch.no_grad()
+def test_a_later_kind_of_call_that_cannot_be_replayed_runs_once() -> None:
+    """What only some calls do outside of the model is noticed before the call has written."""
+
+    class Notes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: Any) -> Any:
+            self.calls.add_(1)
+            if x.shape[0] > 3:
+                LIST.append(x.shape)
+            return x * 2
+
+    model = Notes()
+    compiled = ltc.compile(model)
+    for count, x in enumerate((X, X, LONG, LONG, X, LONG), start=1):
+        before = len(LIST)
+        torch.testing.assert_close(compiled(x), x * 2)
+        assert float(model.calls) == count
+        assert (len(LIST) > before) == (x is LONG)
+    assert "changes a list outside of it" in compiled.fallbacks[0]
+
+
+@torch.no_grad()
 def test_compiled_within_compiled() -> None:
     inner = ltc.compile(lambda x: x * 2)
     outer = ltc.compile(lambda x: inner(x) + 1)
@@ -443,24 +469,18 @@ def test_gradients_are_refused() -> None:
         compiled(X)
 
 
-def test_threads() -> None:
-    model, wrong = Model(), []
+def test_threads(at_once: Callable[..., None]) -> None:
+    model = Model()
     compiled = ltc.compile(model)
 
-    def work(seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+    def work() -> None:
+        generator = torch.Generator().manual_seed(threading.get_ident())
         with torch.no_grad():
             for step in range(40):
                 x = torch.randn(2 + 3 * (step % 2), 4, generator=generator)
-                if not torch.allclose(compiled(x)["value"], model(x)["value"], atol=1e-6):
-                    wrong.append(x)
+                torch.testing.assert_close(compiled(x)["value"], model(x)["value"])
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    at_once(*[work] * 4)
 
 
 def test_bad_input() -> None:

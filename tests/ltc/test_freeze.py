@@ -84,6 +84,33 @@ def test_batch_norms_that_cannot_be_folded(where: str) -> None:
     assert frozen.explain().operators.get("aten::native_batch_norm") == 1
 
 
+class Chain(nn.Module):
+    """Normalisations after each other, of which a result is used twice, and side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(4))
+        for norm in self.norms:
+            norm.running_mean.data.normal_()
+            norm.running_var.data.uniform_(0.5, 2.0)
+
+    def forward(self, x: Any) -> Any:
+        once = self.norms[0](self.convs[0](x))
+        left, right = self.convs[1](once), self.convs[2](once)
+        return self.norms[1](once) + once, self.norms[2](left) - self.norms[3](right)
+
+
+@torch.no_grad()
+def test_batch_norms_in_chains() -> None:
+    model = Chain().eval()
+    frozen = ltc.extract_compiled_graph(fx.symbolic_trace(model), (X,), freeze=True)
+    for _ in range(9):
+        x = torch.randn(2, 3, 8, 8)
+        torch.testing.assert_close(frozen(x), model(x))
+    assert frozen.explain().operators["aten::native_batch_norm"] == 1
+
+
 def written(net: Net) -> None:
     net.head.weight.add_(1.0)
 

@@ -161,25 +161,20 @@ def test_what_fails_later_runs_by_the_interpreter(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(compiled(torch.tensor([3, 4])), table(torch.tensor([3, 4])).tanh())
 
 
-def test_threads_share_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_share_a_program(
+    monkeypatch: pytest.MonkeyPatch, at_once: Callable[..., None]
+) -> None:
     only(monkeypatch, "static runtime")
     compiled, _ = captured(MLP, torch.randn(2, 4))
-    wrong: list[Any] = []
 
-    def work(seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+    def work() -> None:
+        generator = torch.Generator().manual_seed(threading.get_ident())
         with torch.no_grad():
             for _ in range(200):
                 x = torch.randn(2, 4, generator=generator)
-                if not torch.allclose(compiled(x), MLP(x), atol=1e-6):
-                    wrong.append(x)
+                torch.testing.assert_close(compiled(x), MLP(x))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    at_once(*[work] * 4)
 
 
 class _Counts(TorchDispatchMode):

@@ -74,9 +74,9 @@ class Place:
     recomputed: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Choice:
-    """Which values are saved; changes while values are dropped."""
+    """Which values are saved, and which are computed again."""
 
     saved: dict[fx.Node, None]
     again: dict[fx.Node, None] = field(default_factory=dict)

@@ -29,10 +29,10 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one step of a program makes and uses: the numbers of values.
+    """What one step of a program makes and uses.
 
     Attributes:
-        name: Of the node.
+        name: Of the node, and of its value.
         made: The storages that it makes or looks at anew.
         used: The names of the values that it reads.
     """
@@ -83,7 +83,8 @@ def timeline(program: Sequence[Step], held: Iterable[str]) -> list[int]:
         program: What runs, in order; the last step returns what it uses.
         held: The names of values whose memory is somebody else's, and is not counted.
     """
-    foreign = {one.key for step in program if step.name in set(held) for one in step.made}
+    others = frozenset(held)
+    foreign = {one.key for step in program if step.name in others for one in step.made}
     behind = {step.name: tuple(one.key for one in step.made) for step in program}
     last: dict[int, int] = {}
     for index, step in enumerate(program):

@@ -15,7 +15,7 @@ import torch
 from ._aliases import flat
 from ._guards import Guard
 from ._outputs import place, place_shared
-from ._program import Program
+from ._program import Program, lifted_tensor
 from ._specs import Constant, Contract, Fresh, Itself, Leaf, TensorSpec, ViewOf, picker
 from ._structure import assembler, unflatten
 from .errors import GradientError, GuardError, ProgramError
@@ -87,7 +87,7 @@ class Capture:
         if program is None or function is None:
             return []
         inputs = [
-            _lifted(sources[number])
+            lifted_tensor(sources[number])
             if number < given
             else sources[number].clone()  # the program counts offsets from the start of memory
             for number in program.inputs
@@ -265,11 +265,6 @@ def _prepared(capture: Capture, program: Program) -> Callable[[list[torch.Tensor
 
 def _failed(error: RuntimeError) -> ProgramError:
     return ProgramError(f"the captured program failed, and nothing was written: {error}")
-
-
-def _lifted(tensor: torch.Tensor) -> torch.Tensor:
-    """Zero-dimensional sources enter the program as one element; see ``_record.py``."""
-    return tensor if tensor.dim() else tensor.reshape(1)
 
 
 def _leaf(described: Leaf, sources: Sequence[torch.Tensor], fresh: Sequence[torch.Tensor]) -> Any:

@@ -18,6 +18,7 @@ from torch import fx, nn
 from lazyfx_core import LazyGraphModule
 
 from ._captured import MISS
+from ._held import check_options
 from ._outside import Outside, outside
 from ._queries import RAN, Ran
 from ._replay import CompiledGraph
@@ -68,10 +69,7 @@ def compile(
         raise InputError(f"model: expected a module or function, seen {type(model).__name__}")
     if fallback not in ("eager", "error"):
         raise ValueError(f"fallback: expected 'eager' or 'error', seen {fallback!r}")
-    if type(max_captures) is not int or max_captures < 1:
-        raise ValueError(f"max_captures: expected a number from 1 up, seen {max_captures!r}")
-    if not isinstance(freeze, bool):
-        raise TypeError(f"freeze: expected True or False, seen {freeze!r}")
+    check_options(max_captures, freeze)
     return Compiled(model, fallback=fallback, max_captures=max_captures, freeze=freeze)
 
 
@@ -157,44 +155,46 @@ class Compiled:
     def _captured(self, way: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Capture a call, and run it."""
         with self._lock:
-            held = self._graphs.get(way)
-            if held is not None:
-                return self._watched(lambda: held(*args, **kwargs))
-            whole = _whole(self.model, len(args), tuple(kwargs))
-            made = self._watched(
-                lambda: CompiledGraph.captured(
-                    whole, whole.graph, args, kwargs, self._device, **self._options
+            found = self._graphs.get(way)
+            if found is None:
+                whole = _whole(self.model, len(args), tuple(kwargs))
+                held, reason = self._watched(
+                    lambda: CompiledGraph.captured(
+                        whole, whole.graph, args, kwargs, self._device, **self._options
+                    )
                 )
-            )
-            self._graphs[way] = made
-        return made(*args, **kwargs)
+            else:
+                held = found
+                _, reason = self._watched(lambda: held.prepare(args, kwargs))
+            if reason is not None:
+                held.clear()  # nothing has run
+                raise CaptureError(reason)
+            self._graphs[way] = held
+        return held(*args, **kwargs)
 
-    def _watched(self, work: Callable[[], _T]) -> _T:
-        """Do what captures the model, and see what it reads, binds and leaves behind."""
+    def _watched(self, work: Callable[[], _T]) -> tuple[_T, str | None]:
+        """Do what captures the model; why a replay would not do what it did, if that is so."""
         ran = Ran()
-        if self._ran is not None and ran.codes is not None:
-            ran.codes |= self._ran
         token = RAN.set(ran)
         try:
             result = work()
         finally:
             RAN.reset(token)
-            found = outside(self.model, ran.codes)
+            seen, before = ran.codes, self._ran
+            everything = None if seen is None or before is None else seen | before
+            found = outside(self.model, everything)
             left = found.cleanse()
-        if (what := ran.changed(found.codes)) is not None:
-            raise CaptureError(
+        what = ran.changed(found.codes)
+        if what is None and left:
+            what = "puts a tensor into a list or dict outside of it"
+        if what is not None:
+            return result, (
                 f"{_name(self.model)} {what} when it runs: a replay would not do that. Return the"
                 " value, or keep it in a buffer"
             )
-        if found.reason is not None:
-            raise CaptureError(found.reason)
-        if left:
-            raise CaptureError(
-                "the model puts a tensor into a list or dict outside of it when it runs: a replay"
-                " would not do that; return the value, or keep it in a buffer"
-            )
-        self._ran, self._outside = ran.codes, found
-        return result
+        if found.reason is None:
+            self._ran, self._outside = everything, found
+        return result, found.reason
 
     def _note(self, way: tuple[Any, ...], error: LtcError) -> None:
         reason = str(error)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import _torch_lazy
-from ._text import Instruction, parse
+from ._text import Instruction, parse_written
 
 _MOST = 3  # beyond, TorchScript's interpreter is faster
 _LITERALS = ("int", "float", "bool", "NoneType")
@@ -27,7 +27,7 @@ def direct(text: str, constants: Mapping[int, torch.Tensor]) -> Callable[..., An
         text: The program.
         constants: The values of some inputs, by place.
     """
-    names, instructions, returned = parse(text)
+    names, instructions, outputs = parse_written(text)
     calls = [one for one in instructions if one.kind.startswith("aten::")]
     if len(calls) > _MOST:
         return None
@@ -35,17 +35,13 @@ def direct(text: str, constants: Mapping[int, torch.Tensor]) -> Callable[..., An
     parameters = [f"v{name}" for name in names if f"v{name}" not in values]
     schemas = (schema for _, _, schema in _torch_lazy.read_graph(text)[1] if schema is not None)
     lines: list[str] = []
-    packed: tuple[str, ...] | None = None
     for one in instructions:
-        if one.kind == "prim::TupleConstruct":
-            packed = one.ins
-            continue
         written = _line(one, schemas, values)
         if written is None:
             return None
         lines.append(f"    {written}\n")
-    outputs = ", ".join(f"v{name}" for name in packed or returned)
-    result = f"({outputs},)" if packed else outputs
+    results = "".join(f"v{name}, " for name in outputs)
+    result = f"v{outputs[0]}" if len(outputs) == 1 else f"({results})"
     source = f"def run({', '.join(parameters)}):\n{''.join(lines)}    return {result}\n"
     exec(source, values)
     found: Callable[..., Any] = values["run"]

@@ -10,6 +10,7 @@ from torch import fx
 
 from lazyfx_core import InvalidGraphError, check_graph, require_graph_module
 
+from ._held import check_options
 from ._partition import PartitionedGraph, has_calls
 from ._replay import CompiledGraph
 from ._session import initialize
@@ -94,15 +95,12 @@ def extract_compiled_graph(
     require_graph_module(model, "extract_compiled_graph(model, ...)")
     if on_mismatch not in ("capture", "error"):
         raise ValueError(f"on_mismatch: expected 'capture' or 'error', seen {on_mismatch!r}")
-    if type(max_captures) is not int or max_captures < 1:
-        raise ValueError(f"max_captures: expected a number from 1 up, seen {max_captures!r}")
+    check_options(max_captures, freeze)
     if not isinstance(example_inputs, (tuple, list)):
         raise InputError(
             "example_inputs: expected a tuple or list of arguments, seen"
             f" {type(example_inputs).__name__}; pass (x,) for a single one"
         )
-    if not isinstance(freeze, bool):
-        raise TypeError(f"freeze: expected True or False, seen {freeze!r}")
     if fallback not in ("error", "partition"):
         raise ValueError(f"fallback: expected 'error' or 'partition', seen {fallback!r}")
     if fallback == "partition" and on_mismatch == "error":

@@ -12,6 +12,7 @@ is the same object, in the same memory, in the same version. A write that torch 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -89,17 +90,20 @@ def folded(
     live, known, aliases = _without_batch_norms(instructions, constants, results)
     fixed = set(known)
     inside: list[Instruction] = []
+    wanted = set(results)
     for one in live:
         makes = {name for name, _ in one.outs}
-        if set(one.ins) <= fixed and not makes & effects and one.kind != "prim::TupleConstruct":
+        if set(one.ins) <= fixed and not makes & effects:
             fixed |= makes
             inside.append(one)
+        else:
+            wanted.update(one.ins)
     kinds = dict(out for one in inside for out in one.outs)
-    outside = [one for one in live if not any(one is other for other in inside)]
-    wanted = {name for one in outside for name in one.ins} | set(results)
     asked = [name for name, kind in kinds.items() if kind == "Tensor" and name in wanted]
     made = _computed(inside, known, asked)
-    kept = {name: one for name, one in made.items() if _is_worth_it(one, known, inside)}
+    used = {name for one in inside for name in one.ins}
+    largest = max((one.numel() for name, one in known.items() if name in used), default=0)
+    kept = {name: one for name, one in made.items() if _is_worth_it(one, largest)}
     done = [one for one in live if not {name for name, _ in one.outs} & kept.keys()]
     merged = {name: known[name] for name in known.keys() - constants.keys()}
     return done, {**merged, **kept}, aliases
@@ -119,12 +123,8 @@ def _computed(
     return dict(zip(asked, values, strict=True))
 
 
-def _is_worth_it(
-    made: torch.Tensor, constants: Mapping[str, torch.Tensor], inside: Sequence[Instruction]
-) -> bool:
-    """Whether a constant takes no more memory than a few of what it was made from."""
-    used = {name for one in inside for name in one.ins}
-    largest = max((one.numel() for name, one in constants.items() if name in used), default=0)
+def _is_worth_it(made: torch.Tensor, largest: int) -> bool:
+    """Whether a constant takes little more memory than the largest of what it was made from."""
     return made.untyped_storage().nbytes() <= 2 * made.element_size() * max(largest, 1024)
 
 
@@ -135,32 +135,30 @@ def _without_batch_norms(
 ) -> tuple[list[Instruction], dict[str, torch.Tensor], dict[str, str]]:
     known = dict(constants)
     numbers = {one.outs[0][0]: one for one in instructions if one.kind == "prim::Constant"}
-    makers = {name: one for one in instructions for name, _ in one.outs}
-    uses = [name for one in instructions for name in one.ins] + list(results)
+    uses = Counter([name for one in instructions for name in one.ins] + list(results))
     done: list[Instruction] = []
+    convolutions: dict[str, int] = {}  # the place of each among what is done, by its result
     aliases: dict[str, str] = {}
     for one in instructions:
         one = replace(one, ins=tuple(aliases.get(name, name) for name in one.ins))
-        before = makers.get(one.ins[0]) if one.kind == "aten::native_batch_norm" else None
-        if before is None or before not in done:
-            done.append(one)
+        place = convolutions.get(one.ins[0]) if one.kind == "aten::native_batch_norm" else None
+        merged = None
+        if place is not None and uses[one.ins[0]] == 1:
+            only_result = not any(uses[name] for name, _ in one.outs[1:])
+            in_eval_mode = _value(numbers, one.ins[5]) == "0"
+            if only_result and in_eval_mode:
+                merged = _merged(done[place], one, known, numbers)
+        if place is not None and merged is not None:
+            before, name = done[place], one.outs[0][0]
+            weight, bias = f"f{name}w", f"f{name}b"
+            known[weight], known[bias] = merged
+            done[place] = replace(before, ins=(before.ins[0], weight, bias, *before.ins[3:]))
+            aliases[name] = before.outs[0][0]
+            uses[aliases[name]] = uses[name]
             continue
-        folds = (
-            before.kind == "aten::convolution"
-            and uses.count(one.ins[0]) == 1
-            and not any(name in uses for name, _ in one.outs[1:])
-            and _value(numbers, one.ins[5]) == "0"
-            and _value(numbers, before.ins[6]) == "0"
-        )
-        merged = _merged(before, one, known, numbers) if folds else None
-        if merged is None:
-            done.append(one)
-            continue
-        weight, bias = f"f{len(done)}w", f"f{len(done)}b"
-        known[weight], known[bias] = merged
-        where = done.index(before)
-        done[where] = replace(before, ins=(before.ins[0], weight, bias, *before.ins[3:]))
-        aliases[one.outs[0][0]] = before.outs[0][0]
+        if one.kind == "aten::convolution" and _value(numbers, one.ins[6]) == "0":
+            convolutions[one.outs[0][0]] = len(done)
+        done.append(one)
     return done, known, aliases
 
 

@@ -11,6 +11,14 @@ from torch import fx
 from lazyfx_core import LazyGraphModule
 
 
+def check_options(max_captures: object, freeze: object) -> None:
+    """Raise ValueError or TypeError for options that no captured model takes."""
+    if type(max_captures) is not int or max_captures < 1:
+        raise ValueError(f"max_captures: expected a number from 1 up, seen {max_captures!r}")
+    if not isinstance(freeze, bool):
+        raise TypeError(f"freeze: expected True or False, seen {freeze!r}")
+
+
 class Held(ABC):
     """A model and its graph on one device; the base of what is called in its place."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import _torch_lazy
-from ._text import Instruction, parse, write
+from ._text import Instruction, parse_written, write
 
 # Their results do not depend on whether an operand is contiguous, but for rounding.
 _ANY_LAYOUT = frozenset({"aten::linear", "aten::matmul"})
@@ -28,7 +28,7 @@ def lean(text: str, constants: Mapping[int, torch.Tensor], inputs: Sequence[Any]
         constants: The values of some of its inputs, by place.
         inputs: The others.
     """
-    names, instructions, returned = parse(text)
+    names, instructions, returned = parse_written(text)
     users: dict[str, list[str]] = {}
     for one in instructions:
         for name in one.ins:
@@ -37,25 +37,24 @@ def lean(text: str, constants: Mapping[int, torch.Tensor], inputs: Sequence[Any]
     asked = list(dict.fromkeys(name for one in doubtful for name in (one.ins[0], one.outs[0][0])))
     if not asked:
         return text
-    calls = [one for one in instructions if one.kind != "prim::TupleConstruct"]
-    graph = _torch_lazy.bound_graph(write(names, calls, asked), constants)
+    graph = _torch_lazy.bound_graph(write(names, instructions, asked), constants)
     found = _torch_lazy.build_function(graph)(*inputs)
     values = dict(zip(asked, found if isinstance(found, tuple) else (found,), strict=True))
+    results = {one.outs[0][0] for one in doubtful}
     aliases: dict[str, str] = {}
     done: list[Instruction] = []
     for one in instructions:
-        one = replace(one, ins=tuple(aliases.get(name, name) for name in one.ins))
-        result = one.outs[0][0]
-        if any(one.outs == other.outs for other in doubtful):
-            before, after = values[_origin(aliases, one.ins[0], values)], values[result]
-            if one.kind == "aten::contiguous" and before.is_contiguous():
-                aliases[result] = one.ins[0]
+        result, kind = one.outs[0][0], one.kind
+        if result in results:
+            before, after = values[one.ins[0]], values[result]
+            if kind == "aten::contiguous" and before.is_contiguous():
+                aliases[result] = aliases.get(one.ins[0], one.ins[0])
                 continue
-            if one.kind == "aten::reshape" and _is_view(before, after):
-                one = replace(one, kind="aten::view")
-        done.append(one)
-    outputs = _returned(done, returned, aliases)
-    return write(names, [one for one in done if one.kind != "prim::TupleConstruct"], outputs)
+            if kind == "aten::reshape" and _is_view(before, after):
+                kind = "aten::view"
+        ins = tuple(aliases.get(name, name) for name in one.ins)
+        done.append(replace(one, kind=kind, ins=ins))
+    return write(names, done, [aliases.get(name, name) for name in returned])
 
 
 def _is_doubtful(one: Instruction, users: Mapping[str, Sequence[str]]) -> bool:
@@ -64,19 +63,5 @@ def _is_doubtful(one: Instruction, users: Mapping[str, Sequence[str]]) -> bool:
     return one.kind == "aten::reshape"
 
 
-def _origin(aliases: Mapping[str, str], name: str, values: Mapping[str, Any]) -> str:
-    """A name under which a value is known, of several."""
-    if name in values:
-        return name
-    return next(other for other, now in aliases.items() if now == name and other in values)
-
-
 def _is_view(before: torch.Tensor, after: torch.Tensor) -> bool:
     return before.numel() > 0 and before.data_ptr() == after.data_ptr()
-
-
-def _returned(
-    done: Sequence[Instruction], returned: Sequence[str], aliases: Mapping[str, str]
-) -> list[str]:
-    packed = [one for one in done if one.kind == "prim::TupleConstruct"]
-    return list(packed[-1].ins) if packed else [aliases.get(name, name) for name in returned]

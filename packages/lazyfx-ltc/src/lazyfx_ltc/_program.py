@@ -140,7 +140,7 @@ def build(
     constants = {name: _constant(values[name]) for name in names if where[name] is None}
     for name, number in where.items():
         if number is not None and number in frozen:
-            constants[name] = _lifted(frozen[number].detach())
+            constants[name] = lifted_tensor(frozen[number].detach())
             where[name] = None
     try:
         seen = {name: lifted(sources[one]) for name, one in where.items() if one is not None}
@@ -197,7 +197,8 @@ def _constant(value: Any) -> torch.Tensor:
     return made.detach() if isinstance(made, torch.Tensor) else torch.tensor(made)
 
 
-def _lifted(tensor: torch.Tensor) -> torch.Tensor:
+def lifted_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A source as the program gets it, see :func:`lifted`."""
     return tensor if tensor.dim() else tensor.reshape(1)
 
 

@@ -157,6 +157,15 @@ class CompiledGraph(Held):
 
     def _unlike(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that fits no capture."""
+        made = self.prepare(args, kwargs)
+        leaves, structure = _flattened(args, kwargs)
+        sources = made.guard.match(leaves, structure, Modes.now(self._device))
+        if isinstance(sources, str):
+            raise GuardError(f"{sources}; the call changed while it was captured")
+        return made.run(sources)
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+        """Capture a call that fits no capture; nothing runs. Raises as a call does."""
         leaves, structure = _flattened(args, kwargs)
         modes = Modes.now(self._device)
         reason = (
@@ -183,9 +192,8 @@ class CompiledGraph(Held):
         wanted = request(args, kwargs)
         with LOCK:
             for held in reversed(self._captures):  # another thread may have captured it meanwhile
-                sources = held.guard.match(wanted.leaves, structure, modes)
-                if not isinstance(sources, str):
-                    return held.run(sources)
+                if not isinstance(held.guard.match(wanted.leaves, structure, modes), str):
+                    return held
             _LOGGER.info("captured again: %s", reason)
             made = capture(
                 self._model, self._graph, wanted, self._device, modes, freeze=self._freeze
@@ -197,10 +205,7 @@ class CompiledGraph(Held):
                     self._max,
                 )
             self._captures = (*self._captures, made)[-self._max :]
-        sources = made.guard.match(wanted.leaves, structure, modes)
-        if isinstance(sources, str):
-            raise GuardError(f"{sources}; the call changed while it was captured")
-        return made.run(sources)
+            return made
 
     def returned_kinds(self) -> list[Any]:
         """For a model that returns a tuple: what its parts are, containers or leaves (None)."""

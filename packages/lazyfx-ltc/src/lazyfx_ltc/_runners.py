@@ -3,7 +3,7 @@
 TorchScript's interpreter runs every program, lets other threads of python run meanwhile, and may be
 entered many times at once. For small tensors it is not the fastest: Static Runtime, which calls
 kernels without torch's dispatcher, takes about half of the time, and plain python is quicker still
-for one or two operators. So the first calls that look alike run the program each way. A way that
+for up to three operators. So the first calls that look alike run the program each way. A way that
 returns other values than the interpreter (but for last bits, since kernels may be given operands at
 other places in memory), other strides, or memory that is shared otherwise, is left out for good; of
 the others, the quickest is used from then on.
@@ -27,7 +27,7 @@ import torch
 from . import _torch_lazy
 from ._direct import direct
 from ._lean import lean
-from ._text import Instruction, number, parse, write
+from ._text import Instruction, number, parse_written, write
 
 _ROUNDS = 5
 _ROUND = 1e-3  # seconds that a round of one way may take, unless a single run takes longer
@@ -75,13 +75,13 @@ class Runners:
         try:
             expected, seconds = _timed(self._plain, inputs)
             if self._ways is None:
-                self._ways = self._built(inputs)
+                self._ways = {} if seconds > 10 * _LONG else self._built(inputs)
             self._times["interpreter"].append(seconds)
             for name, way in list(self._ways.items()):
                 if (reason := self._why_not(name, way, inputs, expected)) is not None:
                     _LOGGER.debug("%s is not used for a program: %s", name, reason)
                     del self._ways[name]
-            if len(self._times["interpreter"]) == _ROUNDS or not self._ways or seconds > 10 * _LONG:
+            if len(self._times["interpreter"]) == _ROUNDS or not self._ways:
                 self._decide()
             return expected
         finally:
@@ -154,7 +154,7 @@ class Runners:
 
 def _with_signed_zeros(text: str) -> str:
     """Without ``relu``, which Static Runtime has a kernel of its own for: of -0.0 it makes 0.0."""
-    names, instructions, returned = parse(text)
+    names, instructions, outputs = parse_written(text)
     if not any(one.kind == "aten::relu" for one in instructions):
         return text
     done: list[Instruction] = []
@@ -163,10 +163,8 @@ def _with_signed_zeros(text: str) -> str:
             zero = f"z{one.outs[0][0]}"
             done += number(zero, 0)
             one = replace(one, kind="aten::clamp_min", ins=(*one.ins, zero))
-        if one.kind != "prim::TupleConstruct":
-            done.append(one)
-    packed = [one for one in instructions if one.kind == "prim::TupleConstruct"]
-    return write(names, done, packed[-1].ins if packed else returned)
+        done.append(one)
+    return write(names, done, outputs)
 
 
 def _static(

@@ -66,6 +66,15 @@ def parse(text: str) -> tuple[list[str], list[Instruction], list[str]]:
     return inputs, instructions, returned
 
 
+def parse_written(text: str) -> tuple[list[str], list[Instruction], list[str]]:
+    """:func:`parse` of what :func:`write` wrote, without the tuple that it packs results into."""
+    names, instructions, returned = parse(text)
+    if instructions and instructions[-1].kind == "prim::TupleConstruct":
+        *instructions, packed = instructions
+        returned = list(packed.ins)
+    return names, instructions, returned
+
+
 def number(name: str, value: complex) -> list[Instruction]:
     """Instructions that make a scalar; ``repr`` of a float is exact.
 
