@@ -4,14 +4,14 @@ Storage is what counts, not tensors: a view holds what it is a view of. Tensors 
 fake ones that tracing left in ``node.meta["val"]``; a symbolic size stands for its hint. Memory
 that the caller owns (parameters and other inputs of a forward) is not counted; that of inputs that
 the graph is the last to hold (what a backward is handed) goes with their last use, as it does when
-a graph is called boxed. Scratch memory inside of kernels is not known.
+a graph is called boxed. Scratch memory inside of kernels is not known, and neither is that a code
+generator may fuse operators and never make what one hands to the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -19,99 +19,106 @@ from torch import fx
 from . import _torch_aot
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """A piece of memory: something that tells it from others, and its size in bytes."""
-
-    key: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """What one step of a program makes and uses.
+class Step(NamedTuple):
+    """What one step of a program makes and reads.
 
     Attributes:
-        name: Of the node, and of its value.
-        made: The storages that it makes or looks at anew.
-        used: The names of the values that it reads.
+        made: Numbers of the pieces of memory behind its value.
+        sources: Earlier steps whose values it reads.
     """
 
-    name: str
-    made: tuple[Storage, ...]
-    used: tuple[str, ...]
+    made: tuple[int, ...]
+    sources: Sequence[int]
 
 
-class Sizes:
-    """The memory behind values of graphs; remembers what it was asked, so graphs must stay."""
+class Storages:
+    """Numbers for the pieces of memory behind values of graphs, which must stay.
+
+    Attributes:
+        sizes: Bytes, by number.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[fx.Node, tuple[Storage, ...]] = {}
+        self.sizes: list[int] = []
+        self._numbers: dict[int, int] = {}
+        self._known: dict[fx.Node, tuple[int, ...]] = {}
 
-    def storages(self, node: fx.Node) -> tuple[Storage, ...]:
+    def behind(self, node: fx.Node) -> tuple[int, ...]:
         """The memory behind a node's value, each piece once."""
         known = self._known.get(node)
         if known is None:
-            found: dict[int, Storage] = {}
+            found = []
             for value in _torch_aot.tree_flatten(node.meta.get("val"))[0]:
                 if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-                    one = _torch_aot.storage_of(value)
-                    found[one[0]] = Storage(*one)
-            known = self._known[node] = tuple(found.values())
+                    key, nbytes = _torch_aot.storage_of(value)
+                    if key not in self._numbers:
+                        self._numbers[key] = self._new(nbytes)
+                    found.append(self._numbers[key])
+            known = self._known[node] = tuple(dict.fromkeys(found))
         return known
+
+    def another(self, number: int) -> int:
+        """A piece of memory of the same size."""
+        return self._new(self.sizes[number])
 
     def nbytes(self, nodes: Iterable[fx.Node]) -> int:
         """The bytes behind the values of some nodes, memory that they share once."""
-        return sum({one.key: one.nbytes for node in nodes for one in self.storages(node)}.values())
+        return self.total(number for node in nodes for number in self.behind(node))
+
+    def total(self, numbers: Iterable[int]) -> int:
+        """The bytes of some pieces of memory, each counted once."""
+        return sum(self.sizes[number] for number in set(numbers))
 
     def steps(self, graph: fx.Graph) -> list[Step]:
         """The nodes of a graph, in order."""
-        return [
-            Step(
-                name=node.name,
-                made=self.storages(node) if node.op != "output" else (),
-                used=tuple(one.name for one in node.all_input_nodes),
-            )
-            for node in graph.nodes
-        ]
+        places: dict[fx.Node, int] = {}
+        found = []
+        for place, node in enumerate(graph.nodes):
+            places[node] = place
+            made = self.behind(node) if node.op != "output" else ()
+            found.append(Step(made, [places[one] for one in node.all_input_nodes]))
+        return found
+
+    def _new(self, nbytes: int) -> int:
+        self.sizes.append(nbytes)
+        return len(self.sizes) - 1
 
 
-def timeline(program: Sequence[Step], held: Iterable[str]) -> list[int]:
+def timeline(program: Sequence[Step], sizes: Sequence[int], foreign: Collection[int]) -> list[int]:
     """Bytes in use while each step runs.
 
     Args:
-        program: What runs, in order; the last step returns what it uses.
-        held: The names of values whose memory is somebody else's, and is not counted.
+        program: What runs, in order; the last step returns what it reads.
+        sizes: Bytes of each piece of memory.
+        foreign: Memory that is somebody else's, and is not counted.
     """
-    others = frozenset(held)
-    foreign = {one.key for step in program if step.name in others for one in step.made}
-    behind = {step.name: tuple(one.key for one in step.made) for step in program}
     last: dict[int, int] = {}
     for index, step in enumerate(program):
-        for key in behind[step.name]:
-            last[key] = max(last.get(key, 0), index)
-        for name in step.used:
-            for key in behind.get(name, ()):
-                last[key] = index
+        for number in step.made:
+            last[number] = index
+        for source in step.sources:
+            for number in program[source].made:
+                last[number] = index
     ends: dict[int, list[int]] = {}
-    for key, index in last.items():
-        ends.setdefault(index, []).append(key)
-    live: dict[int, int] = {}
+    for number, index in last.items():
+        if number not in foreign:
+            ends.setdefault(index, []).append(number)
+    live: set[int] = set(foreign)
     total, found = 0, []
     for index, step in enumerate(program):
-        for one in step.made:
-            if one.key not in live and one.key not in foreign:
-                live[one.key] = one.nbytes
-                total += one.nbytes
+        for number in step.made:
+            if number not in live:
+                live.add(number)
+                total += sizes[number]
         found.append(total)
-        for key in ends.get(index, ()):
-            total -= live.pop(key, 0)
+        for number in ends.get(index, ()):
+            total -= sizes[number]
     return found
 
 
-def inputs(graph: fx.Graph) -> list[str]:
-    """The names of a graph's placeholders."""
-    return [node.name for node in graph.nodes if node.op == "placeholder"]
+def inputs(graph: fx.Graph) -> list[fx.Node]:
+    """A graph's placeholders."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
 
 
 def is_tensor(node: fx.Node) -> bool:

@@ -14,7 +14,8 @@ import torch
 from torch import fx
 
 from . import _torch_aot
-from ._budget import Budget, Halves, Place
+from ._budget import Budget, Place
+from ._recompute import Halves
 from ._torch_randomness import never_redrawn
 from .errors import BudgetError, BudgetWarning
 

@@ -1,0 +1,362 @@
+"""A partition's two halves as one program by number, and the backward that a choice comes to.
+
+Which values may be computed again in the backward, and from what:
+
+* an input of the forward is there anyway, unless the graph or the caller's mutation writes to it;
+* the result of an operator that draws random numbers is never computed again (another mask would
+  make wrong gradients without a word), and neither is one that has effects, or that hides a graph;
+* the result of a dropout is computed again from its mask, to the bit.
+
+In the backward a value is computed just before its first use, so that it lives as short as may be.
+Values may be *held*: they are borders of segments. They are computed first, from border to border,
+and what is computed on the way is let go and computed once more when its segment is due.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+
+from . import _liveness, _torch_aot, _torch_randomness
+from ._liveness import Step, Storages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halves:
+    """A partitioned joint graph.
+
+    Attributes:
+        forward: Returns its results, then what is saved: tensors, then sizes.
+        backward: Takes sizes, saved tensors, gradients of the results.
+        results: How many values the forward returns to its caller.
+        written: Names of the forward's inputs that are written by the time the backward runs.
+    """
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    results: int
+    written: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which values are saved, which are computed again, and which of those are held; by number."""
+
+    saved: dict[int, None]
+    again: dict[int, None] = field(default_factory=dict)
+    held: frozenset[int] = frozenset()
+
+
+class Run(NamedTuple):
+    """One step of a backward: which value it makes, and which earlier steps made what it reads."""
+
+    value: int
+    sources: tuple[int, ...]
+
+
+class Joint:
+    """Forward and backward of a partition; a value has one number in both, a name stands for it.
+
+    Attributes:
+        halves: Not changed.
+        nodes: Of each value; the forward's in order, then those that only the backward has.
+        sources: Of each value those that it is computed from, where it is computed again.
+        behind: Of each value the pieces of memory.
+        storages: Their sizes.
+        fixed: Of each value, whether it must be the one that the forward made.
+        returned: What the forward returns to its caller.
+        kept: What it saves.
+        needed: What the backward takes from the forward.
+        foreign: The memory of the forward's inputs.
+    """
+
+    def __init__(self, halves: Halves) -> None:
+        self.halves = halves
+        self.storages = Storages()
+        forward, backward = halves.forward.graph, halves.backward.graph
+        ours = [node for node in forward.nodes if node.op != "output"]
+        numbers = {node.name: number for number, node in enumerate(ours)}
+        self._own: dict[int, fx.Node] = {}
+        theirs = []
+        for node in backward.nodes:
+            name = node.name if node.op != "output" else " "  # no node has this name
+            if name not in numbers:
+                numbers[name] = len(ours) + len(theirs)
+                theirs.append(node)
+            if node.op != "placeholder":
+                self._own[numbers[name]] = node
+        self.nodes: list[fx.Node] = [*ours, *theirs]
+        self.sources = [
+            tuple(numbers[one.name] for one in sources_of(self._own.get(number, node)))
+            for number, node in enumerate(self.nodes)
+        ]
+        self.behind = [
+            self.storages.behind(node) if node.op != "output" else () for node in self.nodes
+        ]
+        self.fixed = [
+            number < len(ours) and is_fixed(node, halves.written)
+            for number, node in enumerate(self.nodes)
+        ]
+        self.count = len(ours)
+        output: Any = next(iter(reversed(forward.nodes))).args[0]
+        self.returned = list(output[: halves.results])
+        saved = [node for node in output[halves.results :] if isinstance(node, fx.Node)]
+        self.kept = [numbers[node.name] for node in saved]
+        taken = [numbers[node.name] for node in _liveness.inputs(backward)]
+        self.needed = [number for number in taken if number < self.count]
+        self._tangents = [number for number in taken if number >= self.count]
+        inputs = [node for node in ours if node.op == "placeholder"]
+        self.foreign = {one for node in inputs for one in self.storages.behind(node)}
+        self._forward = self.storages.steps(forward)[:-1]  # whatever is saved
+        self._results = [numbers[one.name] for one in self.returned if isinstance(one, fx.Node)]
+        self._anchors = self._late(backward, numbers)
+
+    def _late(self, backward: fx.Graph, numbers: Mapping[str, int]) -> list[int]:
+        """What keeps its place in the backward: it follows from gradients, or does something."""
+        late = set(self._tangents)
+        found = []
+        for node in backward.nodes:
+            number = numbers[node.name if node.op != "output" else " "]
+            if node.op == "placeholder":
+                continue
+            read = self.sources[number]
+            if node.op == "output" or _has_place(node) or not late.isdisjoint(read):
+                late.add(number)
+                found.append(number)
+        return found
+
+    def bytes_of(self, values: Iterable[int]) -> int:
+        """The bytes of some values, those of the forward's inputs left out."""
+        found = {one for value in values for one in self.behind[value]}
+        return self.storages.total(found - self.foreign)
+
+    # --- what runs ---------------------------------------------------------------------------
+
+    def forward_timeline(self, choice: Choice) -> list[int]:
+        """Bytes in use at each step of the forward, its inputs left out."""
+        program = [*self._forward, Step((), [*self._results, *choice.saved])]
+        return _liveness.timeline(program, self.storages.sizes, self.foreign)
+
+    def backward_timeline(self, runs: Sequence[Run], *, twice: bool) -> list[int]:
+        """Bytes in use at each step of the backward, inputs of the forward left out.
+
+        Args:
+            runs: What :meth:`backward` gave.
+            twice: Whether a value may be made more than once, in another piece of memory then.
+        """
+        memory = self._instances(runs) if twice else [self.behind[run.value] for run in runs]
+        program = [Step(made, run.sources) for run, made in zip(runs, memory, strict=True)]
+        return _liveness.timeline(program, self.storages.sizes, self.foreign)
+
+    def _instances(self, runs: Sequence[Run]) -> list[tuple[int, ...]]:
+        """The memory of each step's value; a view has that of what it is a view of."""
+        origin: dict[int, int] = {}
+        taken: set[int] = set()
+        found: list[tuple[int, ...]] = []
+        for run in runs:
+            have = {origin.get(one, one): one for s in run.sources for one in found[s]}
+            memory = []
+            for one in self.behind[run.value]:
+                piece = have.get(one, one)
+                if piece == one and one not in have and one in taken and one not in self.foreign:
+                    piece = self.storages.another(one)
+                    origin[piece] = one
+                memory.append(piece)
+                taken.add(one)
+            found.append(tuple(memory))
+        return found
+
+    def backward(self, choice: Choice) -> list[Run]:
+        """What the backward runs, in order; its inputs come first."""
+        runs: list[Run] = []
+        where: dict[int, int] = {}
+        for value in (*choice.saved, *self._tangents):
+            where[value] = len(runs)
+            runs.append(Run(value, ()))
+        for anchor in self._anchors:
+            for source in self.sources[anchor]:
+                if source not in where:
+                    self._hold(source, choice.held, where, runs)
+                    self._run(source, frozenset(), where, where, runs)
+            where[anchor] = len(runs)
+            runs.append(Run(anchor, tuple(where[one] for one in self.sources[anchor])))
+        return runs
+
+    def _hold(
+        self, wanted: int, held: frozenset[int], where: dict[int, int], runs: list[Run]
+    ) -> None:
+        """Make the borders that a value follows from, and let go of all else."""
+        if not held:
+            return
+        passing: dict[int, int] = {}
+        seen = {wanted}
+        waiting = [wanted]
+        borders = []
+        while waiting:
+            value = waiting.pop()
+            if value in held and value not in where:
+                borders.append(value)
+                continue
+            fresh = [one for one in self.sources[value] if one not in where and one not in seen]
+            seen.update(fresh)
+            waiting += fresh
+        for border in sorted(borders):
+            self._run(border, held, where, passing, runs)
+
+    def _run(
+        self,
+        wanted: int,
+        held: frozenset[int],
+        where: dict[int, int],
+        into: dict[int, int],
+        runs: list[Run],
+    ) -> None:
+        """Make a value and what it is made from; what is not held is noted in ``into``."""
+        waiting = [(wanted, False)]
+        while waiting:
+            value, ready = waiting.pop()
+            if value in where or value in into:
+                continue
+            sources = self.sources[value]
+            if ready:
+                made = tuple(where[one] if one in where else into[one] for one in sources)
+                (where if value in held else into)[value] = len(runs)
+                runs.append(Run(value, made))
+                continue
+            waiting.append((value, True))
+            for source in reversed(sources):
+                if source not in where and source not in into:
+                    waiting.append((source, False))
+
+    # --- graphs ------------------------------------------------------------------------------
+
+    def built(self, choice: Choice) -> Halves:
+        """The two halves for a choice."""
+        forward = self.halves.forward
+        places = {value: index for index, value in enumerate(self.kept)}
+        saved = sorted(
+            choice.saved,
+            key=lambda value: (
+                _goes_last(self.nodes[value]),
+                places.get(value, len(places)),
+                value,
+            ),
+        )
+        tensors = [value for value in saved if _liveness.is_tensor(self.nodes[value])]
+        sizes = [value for value in saved if not _liveness.is_tensor(self.nodes[value])]
+        graph = fx.Graph()
+        made: dict[str, fx.Node] = {}
+        for node in self.nodes[: self.count]:
+            made[node.name] = graph.node_copy(node, lambda one: made[one.name])
+        output = next(iter(reversed(forward.graph.nodes)))
+        results = [made[one.name] if isinstance(one, fx.Node) else one for one in self.returned]
+        kept = [made[self.nodes[value].name] for value in (*tensors, *sizes)]
+        meta = _torch_aot.output_meta(
+            output,
+            len(results),
+            [self.nodes[value] for value in tensors],
+            [self.nodes[value] for value in sizes],
+        )
+        graph.output((*results, *kept)).meta.update(meta)
+        return Halves(
+            forward=_torch_aot.graph_module((forward,), graph),
+            backward=self._built_backward(choice, (*sizes, *tensors)),
+            results=self.halves.results,
+            written=self.halves.written,
+        )
+
+    def _built_backward(self, choice: Choice, saved: Collection[int]) -> fx.GraphModule:
+        backward = self.halves.backward
+        graph = fx.Graph()
+        inputs = {node.name: node for node in _liveness.inputs(backward.graph)}
+        taken: dict[int, fx.Node] = {}
+        for value in saved:
+            name = self.nodes[value].name
+            taken[value] = graph.placeholder(name)
+            taken[value].meta.update(inputs.get(name, self.nodes[value]).meta)
+        for value in self._tangents:
+            taken[value] = graph.node_copy(self.nodes[value])
+        steps: list[fx.Node] = []
+        for run in self.backward(choice):
+            if run.value in taken:
+                steps.append(taken[run.value])
+                continue
+            node = self._own.get(run.value, self.nodes[run.value])
+            read = {
+                self.nodes[self_run].name: steps[step]
+                for self_run, step in zip(self.sources[run.value], run.sources, strict=True)
+            }
+            steps.append(_copied(graph, node, read))
+        for node in graph.nodes:
+            if node.op in ("call_function", "get_attr"):
+                node.meta["autograd_backward"] = True
+        graph.eliminate_dead_code()
+        return _torch_aot.graph_module((backward, self.halves.forward), graph)
+
+
+def is_fixed(node: fx.Node, written: frozenset[str]) -> bool:
+    """Whether a value must be the one of the forward: computed again it might be another."""
+    if node.op == "placeholder":
+        return node.name in written or any(
+            user.target is torch.ops.aten.copy_.default and user.args[0] is node
+            for user in node.users
+        )
+    if node.op == "get_attr":
+        return not isinstance(node.meta.get("val"), torch.Tensor)
+    if node.target is operator.getitem:
+        return is_fixed(node.args[0], written)  # type: ignore[arg-type]
+    return (
+        not _torch_aot.is_pure(node.target)
+        or _torch_randomness.draws(node)
+        or "must_be_in_forward" in node.meta.get("partitioner_tag", "")
+    )
+
+
+def dropout_mask(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """For the result of a dropout its mask and its input: they make it again, to the bit."""
+    if node.target is not operator.getitem or node.args[1] != 0:
+        return None
+    drawn = node.args[0]
+    assert isinstance(drawn, fx.Node)
+    if drawn.target is not torch.ops.aten.native_dropout.default or drawn.args[2] is False:
+        return None
+    masks = [user for user in drawn.users if user.args[1] == 1]
+    source = drawn.args[0]
+    return (masks[0], source) if masks and isinstance(source, fx.Node) else None
+
+
+def sources_of(node: fx.Node) -> list[fx.Node]:
+    """What a node is computed from, where it is computed again."""
+    pair = dropout_mask(node)
+    return list(pair) if pair is not None else node.all_input_nodes
+
+
+def _copied(graph: fx.Graph, node: fx.Node, made: Mapping[str, fx.Node]) -> fx.Node:
+    pair = dropout_mask(node)
+    if pair is None:
+        return graph.node_copy(node, lambda one: made[one.name])
+    mask, source = (made[one.name] for one in pair)
+    probability = node.args[0].args[1]  # type: ignore[union-attr]
+    scale = 0.0 if probability == 1 else 1.0 / (1.0 - probability)  # type: ignore[operator]
+    chosen = graph.call_function(torch.ops.aten.mul.Tensor, (source, mask))
+    scaled = graph.call_function(torch.ops.aten.mul.Tensor, (chosen, scale))
+    for one in (chosen, scaled):
+        one.meta.update(node.meta)
+    return scaled
+
+
+def _goes_last(node: fx.Node) -> bool:
+    """Whether torch wants a saved tensor behind the others."""
+    return bool(node.meta.get("saved_tensor_with_no_vc_check", False))
+
+
+def _has_place(node: fx.Node) -> bool:
+    """Whether a node does more than compute, so that it stays where it is."""
+    return node.op == "call_function" and (
+        not _torch_aot.is_pure(node.target) or _torch_randomness.draws(node)
+    )
