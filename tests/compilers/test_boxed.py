@@ -1,12 +1,20 @@
 """Inputs are freed as soon as they were used for the last time."""
 
+import itertools
 import weakref
 
 import pytest
 import torch
 from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from lazyfx_compilers import draw_graph_compile, nop, print_compile
+from lazyfx_compilers import (
+    draw_graph_compile,
+    nop,
+    print_compile,
+    simple_ts_compile,
+    ts_compile,
+)
 
 
 def probed_graph(probe):
@@ -58,3 +66,33 @@ def test_what_the_graph_refers_to_is_looked_up_when_called():
     run = nop(gm, [])
     gm.weight = torch.nn.Parameter(torch.zeros(2, 2))
     assert not run(torch.ones(1, 2)).any()
+
+
+def most_bytes_at_a_time(run):
+    with torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profile:
+        run()
+    events = sorted(profile.kineto_results.events(), key=lambda one: one.start_ns())
+    changes = [one.nbytes() for one in events if one.name() == "[memory]"]
+    return max(itertools.accumulate(changes))
+
+
+@pytest.mark.parametrize(
+    "name", ["nop", "print_compile", "draw_graph_compile", "ts_compile", "simple_ts_compile"]
+)
+def test_memory_of_inputs_goes_with_their_last_use(name, tmp_path, capsys):
+    compilers = {
+        "draw_graph_compile": draw_graph_compile(tmp_path / "graph.svg"),
+        **{each.__name__: each for each in (nop, print_compile, simple_ts_compile, ts_compile)},
+    }
+    gm = make_fx(lambda a, b: (a.sin().cos().exp() + b).tan())(torch.ones(2), torch.ones(2))
+    run = compilers[name](gm, [torch.ones(2), torch.ones(2)])
+    nbytes = 4 * 100_000
+    for _ in range(3):  # TorchScript compiles again after the first calls
+        inputs = []
+
+        def call(inputs=inputs):
+            inputs += [torch.ones(100_000), torch.ones(100_000)]
+            run(inputs)
+
+        assert most_bytes_at_a_time(call) == 3 * nbytes  # one result, beside both or one beside b
+        assert not inputs

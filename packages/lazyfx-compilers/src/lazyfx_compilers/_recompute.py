@@ -82,7 +82,7 @@ class Joint:
         ours = [node for node in forward.nodes if node.op != "output"]
         numbers = {node.name: number for number, node in enumerate(ours)}
         self._own: dict[int, fx.Node] = {}
-        theirs = []
+        theirs: list[fx.Node] = []
         for node in backward.nodes:
             name = node.name if node.op != "output" else " "  # no node has this name
             if name not in numbers:

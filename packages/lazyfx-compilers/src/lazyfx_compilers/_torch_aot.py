@@ -225,6 +225,11 @@ def jit_autocast_disabled() -> Iterator[None]:
         torch._C._jit_set_autocast_mode(before)
 
 
+def jit_list(tensors: list[torch.Tensor]) -> Any:
+    """A list that TorchScript takes as it is, so that it can empty it; others are copied."""
+    return torch._C.ScriptList(tensors)
+
+
 def jit_remove_mutation(graph: Any) -> None:
     """TorchScript's pass that turns safe in-place operators into functional ones."""
     torch._C._jit_pass_remove_mutation(graph)

@@ -12,6 +12,8 @@ mode: AOTAutograd compiles under one, and freezing would fold fake constants int
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 import re
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ import torch
 from lazyfx_core import LazyGraphModule
 
 from . import _torch_aot
-from ._types import boxed_from_positional, require_graph
+from ._types import boxed, require_graph
 from .errors import TorchScriptUnsupportedError
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def _compile(
         return _torch_aot.compile_dynamo_graph(gm, example_inputs, fw_compiler=compiler)
     name = compiler.__name__
     with _torch_aot.outside_fake_mode(), _torch_aot.jit_autocast_disabled(), _quiet():
-        prepared = _prepare(gm, example_inputs)
+        prepared, in_box = _prepare(gm, example_inputs)
         try:
             program: torch.jit.ScriptModule = torch.jit.script(prepared)
             if optimise:
@@ -93,19 +95,44 @@ def _compile(
                 program = torch.jit.optimize_for_inference(program)
         except Exception as error:
             raise TorchScriptUnsupportedError(_explain(prepared, error, name)) from error
-    return boxed_from_positional(program, name)
+    return boxed(functools.partial(_run, program, in_box), name)
 
 
-def _prepare(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> LazyGraphModule:
-    """A copy of the graph in TorchScript's words, over the same attributes."""
+def _run(program: Callable[..., Any], in_box: Sequence[bool], inputs: list[Any]) -> Any:
+    """Call the program so that nobody but itself holds the tensors."""
+    others = [one for one, boxes in zip(inputs, in_box, strict=True) if not boxes]
+    if len(others) == len(inputs):
+        inputs.clear()
+        return program(*others)
+    box = _torch_aot.jit_list(
+        [one for one, boxes in zip(inputs, in_box, strict=True) if boxes]
+    )
+    inputs.clear()
+    return program(box, *others)
+
+
+def _prepare(
+    gm: fx.GraphModule, example_inputs: Sequence[Any]
+) -> tuple[LazyGraphModule, list[bool]]:
+    """A copy of the graph in TorchScript's words, over the same attributes.
+
+    It takes its tensors in one list, which it empties. Positional arguments would be held by
+    whoever called until the program returns, and the memory of what it is done with with them.
+
+    Returns:
+        The copy, and of each input whether it goes into the list.
+    """
     copied = LazyGraphModule(gm, copy.deepcopy(gm.graph), type(gm).__name__)
     placeholders = [node for node in copied.graph.nodes if node.op == "placeholder"]
+    in_box = []
     for index, node in enumerate(placeholders):
         example = example_inputs[index] if index < len(example_inputs) else node.meta.get("val")
+        in_box.append(isinstance(example, torch.Tensor))
         for symbolic, plain in _SCALARS:
             if isinstance(example, symbolic):
                 node.type = plain
                 break
+    _take_from_a_list(copied.graph, [n for n, boxes in zip(placeholders, in_box, strict=True) if boxes])
     for node in copied.graph.nodes:
         if node.op != "call_function":
             continue
@@ -118,7 +145,21 @@ def _prepare(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> LazyGraphModu
         node.args = fx_map(node.args, _device_as_text)
         node.kwargs = fx_map(node.kwargs, _device_as_text)
     copied.recompile()
-    return copied
+    return copied, in_box
+
+
+def _take_from_a_list(graph: fx.Graph, placeholders: Sequence[fx.Node]) -> None:
+    if not placeholders:
+        return
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(next(iter(graph.nodes))):
+        box = graph.placeholder("box", list[torch.Tensor])
+    with graph.inserting_before(first):
+        for index, node in enumerate(placeholders):
+            taken = graph.call_function(operator.getitem, (box, index))
+            node.replace_all_uses_with(taken)
+            graph.erase_node(node)
+        graph.call_method("clear", (box,))
 
 
 _SCALARS: tuple[tuple[Any, type], ...] = (
