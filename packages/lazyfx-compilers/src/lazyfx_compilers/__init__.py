@@ -28,6 +28,7 @@ from .errors import (
     UnsafeRecomputationError,
 )
 from .fusion import memory_efficient_fusion
+from .memory import MemoryReport, memory_report
 from .nop import nop
 from .partition import budget_partitioner
 from .printing import print_compile
@@ -44,6 +45,7 @@ __all__ = [
     "DumpFormatError",
     "FxCompiler",
     "InvalidGraphError",
+    "MemoryReport",
     "MetadataMismatchError",
     "MissingDependencyError",
     "NoTensorOutputError",
@@ -62,6 +64,7 @@ __all__ = [
     "get_inputs",
     "graph_dumper_aot",
     "memory_efficient_fusion",
+    "memory_report",
     "nnc_jit",
     "nop",
     "print_compile",

@@ -12,9 +12,10 @@ without a budget. From there three ways lead down:
 What may be computed again, and from what, is said in ``_recompute.py``. Where something may not,
 the smallest that follows from it is saved: a mask of bools instead of the numbers behind it.
 
-For each place along the ways the peak of memory is simulated (``_liveness.py``). Of the places
-within a budget, the one with the least recomputation is taken among those that peak no higher than
-any place that saves more; so a smaller budget never has a higher peak, if that can be had.
+For each place along the ways the peak of memory is simulated (``_liveness.py``). From the place
+that saves most downwards, each bound on what is saved takes the place with the least recomputation
+among those that peak no higher than the place that the bound above it took; so a smaller budget
+never has a higher peak, if that can be had.
 
 Choosing the best set is a knapsack problem; torch offers dynamic programming and an integer program
 for it. Sorting by the ratio of gain to cost, as here, is within one value of the best and takes
@@ -27,12 +28,12 @@ import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from . import _liveness, _torch_aot
-from ._recompute import Choice, Halves, Joint, dropout_mask
+from . import _liveness
+from ._rebuild import rebuilt
+from ._recompute import Choice, Halves, Joint
 
 _PLACES = 32  # along the first way
 _SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-_FLOPS, _BYTES = 5e10, 1e10  # a second's worth; only the ratio counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,31 +56,34 @@ class Budget:
 
     Attributes:
         ways: All places along the ways and how to get there; the first is torch's.
+        places: The places alone.
     """
 
     def __init__(self, halves: Halves) -> None:
-        self._joint = joint = Joint(halves)
-        self._seconds = [_seconds(joint, value) for value in range(joint.count)]
-        self._bound = _torch_aot.symbols([joint.nodes[value] for value in joint.kept])
+        self._joint = Joint(halves)
         self.ways = list(self._places())
-
-    @property
-    def places(self) -> list[Place]:
-        """All places along the ways; the first is torch's."""
-        return [place for place, _ in self.ways]
+        self.places = [place for place, _ in self.ways]
 
     def within(self, limit: int) -> tuple[Place, Halves]:
         """The best place that saves no more than ``limit`` bytes, or else the one saving least."""
         reach = max(limit, min(place.saved for place in self.places))
-        fits = [index for index, (place, _) in enumerate(self.ways) if place.saved <= reach]
-        peaks = [place.peak for place, _ in self.ways if place.saved > reach]
-        low = [index for index in fits if not peaks or self.ways[index][0].peak <= min(peaks)]
-        if low:
-            chosen = min(low, key=lambda index: self.ways[index][0].recomputed)
-        else:
-            chosen = min(fits, key=lambda index: self.ways[index][0].peak)
+        chosen = 0
+        for bound in sorted({place.saved for place in self.places}, reverse=True):
+            if bound < self.places[chosen].saved:
+                chosen = self._next(chosen, max(bound, reach))
+            if bound <= reach:
+                break
         place, choice = self.ways[chosen]
-        return place, self._joint.built(choice) if choice.again else self._joint.halves
+        return place, rebuilt(self._joint, choice) if choice.again else self._joint.halves
+
+    def _next(self, chosen: int, bound: int) -> int:
+        """The quickest place within a bound that peaks no higher than the one chosen so far."""
+        places = self.places
+        fits = [index for index, place in enumerate(places) if place.saved <= bound]
+        low = [index for index in fits if places[index].peak <= places[chosen].peak]
+        if low:
+            return min(low, key=lambda index: places[index].recomputed)
+        return min(fits, key=lambda index: places[index].peak)
 
     # --- the ways ----------------------------------------------------------------------------
 
@@ -127,9 +131,10 @@ class Budget:
     def _borders(self, groups: Sequence[Sequence[int]]) -> list[list[list[int]]]:
         """For each number of segments, what crosses from each one to the next."""
         joint = self._joint
-        nodes = [v for v in range(joint.count) if joint.nodes[v].op == "call_function"]
-        sizes = {group[-1]: joint.bytes_of(group) for group in groups}
-        total = sum(sizes.values())
+        # what is computed for the backward alone crosses nothing
+        nodes = [v for v in joint.for_results() if joint.nodes[v].op == "call_function"]
+        dropped = {one for group in groups for one in joint.behind[group[0]]}
+        total = joint.storages.total(dropped)
         if not total:
             return []
         last = dict.fromkeys(nodes, -1)
@@ -140,7 +145,9 @@ class Budget:
         crossing = self._crossing_bytes(nodes, last)
         sums, so_far = [], 0
         for value in nodes:
-            so_far += sizes.get(value, 0)
+            fresh = dropped.intersection(joint.behind[value])
+            dropped -= fresh
+            so_far += joint.storages.total(fresh)
             sums.append(so_far)
         found = []
         for count in _SEGMENTS:
@@ -196,10 +203,10 @@ class Budget:
         # What several need is counted for the first, as if all were dropped: else this would take
         # as many steps as there are pairs of values.
         for group in sorted(by_storage.values(), key=operator.itemgetter(0)):
-            reached = self._reached(group, kept, shared)
+            reached = self._joint.reached(group, kept, shared)
             gain = joint.bytes_of(group)
             if reached is not None and joint.bytes_of(reached[1]) < gain:
-                cost = sum(self._seconds[value] for value in reached[0])
+                cost = sum(joint.seconds[value] for value in reached[0])
                 shared.update(reached[0])
                 rated.append((gain / max(cost, 1e-12), group))
         rated.sort(key=lambda pair: -pair[0])
@@ -207,7 +214,7 @@ class Budget:
 
     def _without(self, choice: Choice, dropped: Sequence[int]) -> Choice | None:
         """The choice without some values; None if that saves nothing."""
-        reached = self._reached(dropped, choice.saved, choice.again)
+        reached = self._joint.reached(dropped, choice.saved, choice.again)
         if reached is None:
             return None
         joint, gone = self._joint, set(dropped)
@@ -221,53 +228,6 @@ class Budget:
             return None
         return Choice(saved, again)
 
-    def _reached(
-        self, dropped: Sequence[int], saved: Collection[int], again: Collection[int]
-    ) -> tuple[list[int], list[int]] | None:
-        """What has to be computed again, and saved besides, once some values are not saved.
-
-        None if something would be needed that cannot be had.
-        """
-        joint = self._joint
-        gone, seen = set(dropped), set[int]()
-        computed: list[int] = []
-        kept: list[int] = []
-        waiting = [value for value in dropped if value in saved]
-        while waiting:
-            value = waiting.pop()
-            if value in seen or value in again or (value in saved and value not in gone):
-                continue
-            seen.add(value)
-            node = joint.nodes[value]
-            if (node.op == "get_attr" and not joint.fixed[value]) or dropout_mask(node) is not None:
-                computed.append(value)
-                waiting += joint.sources[value]
-            elif node.op == "placeholder" or joint.fixed[value] or self._hides_fixed(value, saved):
-                unknown = bool(_torch_aot.symbols([node]) - self._bound)
-                if node.op == "get_attr" or node.name in joint.halves.written or unknown:
-                    return None
-                kept.append(value)
-            else:
-                computed.append(value)
-                waiting += joint.sources[value]
-        return computed, kept
-
-    def _hides_fixed(self, value: int, saved: Collection[int]) -> bool:
-        """Whether it is less to save than what may not be computed again behind it."""
-        joint = self._joint
-        hard = [
-            one
-            for one in joint.sources[value]
-            if one not in saved and joint.fixed[one] and dropout_mask(joint.nodes[one]) is None
-        ]
-        if not hard or not _liveness.is_tensor(joint.nodes[value]):
-            return False
-        size, behind = (
-            joint.storages.total(one for each in values for one in joint.behind[each])
-            for values in ([value], hard)
-        )
-        return 0 < size <= behind
-
     def _place(self, choice: Choice) -> Place:
         joint = self._joint
         runs = joint.backward(choice)
@@ -276,14 +236,5 @@ class Budget:
         return Place(
             saved=joint.bytes_of(choice.saved),
             peak=max(*forward, *backward, 0),
-            recomputed=sum(self._seconds[run.value] for run in runs if run.value in choice.again),
+            recomputed=sum(joint.seconds[run.value] for run in runs if run.value in choice.again),
         )
-
-
-def _seconds(joint: Joint, value: int) -> float:
-    """About the seconds a value takes: its products, and the memory it reads and writes."""
-    node = joint.nodes[value]
-    if node.op != "call_function" or node.target is operator.getitem:
-        return 0.0
-    touched = [one for each in (value, *joint.sources[value]) for one in joint.behind[each]]
-    return _torch_aot.flops(node) / _FLOPS + joint.storages.total(touched) / _BYTES

@@ -84,6 +84,29 @@ class Storages:
         return len(self.sizes) - 1
 
 
+def separated(program: Sequence[Step], storages: Storages, foreign: Collection[int]) -> list[Step]:
+    """A program in which a value that is made twice is in another piece of memory then.
+
+    Nodes that compute the same value have the same description, and seem to share memory. Those
+    that do are views, and read a value that has it.
+    """
+    origin: dict[int, int] = {}
+    taken: set[int] = set(foreign)
+    found: list[Step] = []
+    for step in program:
+        have = {origin.get(one, one): one for s in step.sources for one in found[s].made}
+        made = []
+        for one in step.made:
+            piece = have.get(one, one)
+            if one not in have and one in taken and one not in foreign:
+                piece = storages.another(one)
+                origin[piece] = one
+            made.append(piece)
+            taken.add(one)
+        found.append(Step(tuple(made), step.sources))
+    return found
+
+
 def timeline(program: Sequence[Step], sizes: Sequence[int], foreign: Collection[int]) -> list[int]:
     """Bytes in use while each step runs.
 

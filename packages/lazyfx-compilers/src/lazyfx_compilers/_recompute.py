@@ -25,6 +25,8 @@ from torch import fx
 from . import _liveness, _torch_aot, _torch_randomness
 from ._liveness import Step, Storages
 
+_FLOPS, _BYTES = 5e10, 1e10  # a second's worth; only the ratio counts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Halves:
@@ -65,6 +67,7 @@ class Joint:
     Attributes:
         halves: Not changed.
         nodes: Of each value; the forward's in order, then those that only the backward has.
+        own: The backward's node of a value, where it has one that is not an input.
         sources: Of each value those that it is computed from, where it is computed again.
         behind: Of each value the pieces of memory.
         storages: Their sizes.
@@ -72,7 +75,9 @@ class Joint:
         returned: What the forward returns to its caller.
         kept: What it saves.
         needed: What the backward takes from the forward.
+        tangents: What it takes besides: gradients of the results.
         foreign: The memory of the forward's inputs.
+        seconds: Of each value, about how long it takes.
     """
 
     def __init__(self, halves: Halves) -> None:
@@ -81,7 +86,7 @@ class Joint:
         forward, backward = halves.forward.graph, halves.backward.graph
         ours = [node for node in forward.nodes if node.op != "output"]
         numbers = {node.name: number for number, node in enumerate(ours)}
-        self._own: dict[int, fx.Node] = {}
+        self.own: dict[int, fx.Node] = {}
         theirs: list[fx.Node] = []
         for node in backward.nodes:
             name = node.name if node.op != "output" else " "  # no node has this name
@@ -89,10 +94,10 @@ class Joint:
                 numbers[name] = len(ours) + len(theirs)
                 theirs.append(node)
             if node.op != "placeholder":
-                self._own[numbers[name]] = node
+                self.own[numbers[name]] = node
         self.nodes: list[fx.Node] = [*ours, *theirs]
         self.sources = [
-            tuple(numbers[one.name] for one in sources_of(self._own.get(number, node)))
+            tuple(numbers[one.name] for one in sources_of(self.own.get(number, node)))
             for number, node in enumerate(self.nodes)
         ]
         self.behind = [
@@ -109,16 +114,18 @@ class Joint:
         self.kept = [numbers[node.name] for node in saved]
         taken = [numbers[node.name] for node in _liveness.inputs(backward)]
         self.needed = [number for number in taken if number < self.count]
-        self._tangents = [number for number in taken if number >= self.count]
+        self.tangents = [number for number in taken if number >= self.count]
         inputs = [node for node in ours if node.op == "placeholder"]
         self.foreign = {one for node in inputs for one in self.storages.behind(node)}
         self._forward = self.storages.steps(forward)[:-1]  # whatever is saved
         self._results = [numbers[one.name] for one in self.returned if isinstance(one, fx.Node)]
         self._anchors = self._late(backward, numbers)
+        self.seconds = [_seconds(self, value) for value in range(len(self.nodes))]
+        self._bound = _torch_aot.symbols([self.nodes[value] for value in self.kept])
 
     def _late(self, backward: fx.Graph, numbers: Mapping[str, int]) -> list[int]:
         """What keeps its place in the backward: it follows from gradients, or does something."""
-        late = set(self._tangents)
+        late = set(self.tangents)
         found = []
         for node in backward.nodes:
             number = numbers[node.name if node.op != "output" else " "]
@@ -135,6 +142,74 @@ class Joint:
         found = {one for value in values for one in self.behind[value]}
         return self.storages.total(found - self.foreign)
 
+    def is_foreign(self, value: int) -> bool:
+        """Whether all memory behind a value is that of inputs of the forward."""
+        return self.foreign.issuperset(self.behind[value])
+
+    def for_results(self) -> list[int]:
+        """What the forward computes for its results, in order; the rest is for the backward."""
+        wanted = set(self._results)
+        for value in range(self.count - 1, -1, -1):
+            if value in wanted:
+                wanted.update(self.sources[value])
+        return sorted(wanted)
+
+    def recomputed(self) -> list[int]:
+        """What the backward computes from saved values alone, as the graph stands."""
+        late = {*self._anchors, *self.tangents}
+        return [
+            value
+            for value, node in self.own.items()
+            if node.op == "call_function" and value not in late
+        ]
+
+    # --- what may be dropped -------------------------------------------------------------------
+
+    def reached(
+        self, dropped: Sequence[int], saved: Collection[int], again: Collection[int]
+    ) -> tuple[list[int], list[int]] | None:
+        """What has to be computed again, and saved besides, once some values are not saved.
+
+        None if something would be needed that cannot be had.
+        """
+        gone, seen = set(dropped), set[int]()
+        computed: list[int] = []
+        kept: list[int] = []
+        waiting = [value for value in dropped if value in saved]
+        while waiting:
+            value = waiting.pop()
+            if value in seen or value in again or (value in saved and value not in gone):
+                continue
+            seen.add(value)
+            node = self.nodes[value]
+            if (node.op == "get_attr" and not self.fixed[value]) or dropout_mask(node) is not None:
+                computed.append(value)
+                waiting += self.sources[value]
+            elif node.op == "placeholder" or self.fixed[value] or self._hides_fixed(value, saved):
+                unknown = bool(_torch_aot.symbols([node]) - self._bound)
+                if node.op == "get_attr" or node.name in self.halves.written or unknown:
+                    return None
+                kept.append(value)
+            else:
+                computed.append(value)
+                waiting += self.sources[value]
+        return computed, kept
+
+    def _hides_fixed(self, value: int, saved: Collection[int]) -> bool:
+        """Whether it is less to save than what may not be computed again behind it."""
+        hard = [
+            one
+            for one in self.sources[value]
+            if one not in saved and self.fixed[one] and dropout_mask(self.nodes[one]) is None
+        ]
+        if not hard or not _liveness.is_tensor(self.nodes[value]):
+            return False
+        size, behind = (
+            self.storages.total(one for each in values for one in self.behind[each])
+            for values in ([value], hard)
+        )
+        return 0 < size <= behind
+
     # --- what runs ---------------------------------------------------------------------------
 
     def forward_timeline(self, choice: Choice) -> list[int]:
@@ -149,33 +224,16 @@ class Joint:
             runs: What :meth:`backward` gave.
             twice: Whether a value may be made more than once, in another piece of memory then.
         """
-        memory = self._instances(runs) if twice else [self.behind[run.value] for run in runs]
-        program = [Step(made, run.sources) for run, made in zip(runs, memory, strict=True)]
+        program = [Step(self.behind[run.value], run.sources) for run in runs]
+        if twice:
+            program = _liveness.separated(program, self.storages, self.foreign)
         return _liveness.timeline(program, self.storages.sizes, self.foreign)
-
-    def _instances(self, runs: Sequence[Run]) -> list[tuple[int, ...]]:
-        """The memory of each step's value; a view has that of what it is a view of."""
-        origin: dict[int, int] = {}
-        taken: set[int] = set()
-        found: list[tuple[int, ...]] = []
-        for run in runs:
-            have = {origin.get(one, one): one for s in run.sources for one in found[s]}
-            memory = []
-            for one in self.behind[run.value]:
-                piece = have.get(one, one)
-                if piece == one and one not in have and one in taken and one not in self.foreign:
-                    piece = self.storages.another(one)
-                    origin[piece] = one
-                memory.append(piece)
-                taken.add(one)
-            found.append(tuple(memory))
-        return found
 
     def backward(self, choice: Choice) -> list[Run]:
         """What the backward runs, in order; its inputs come first."""
         runs: list[Run] = []
         where: dict[int, int] = {}
-        for value in (*choice.saved, *self._tangents):
+        for value in (*choice.saved, *self.tangents):
             where[value] = len(runs)
             runs.append(Run(value, ()))
         for anchor in self._anchors:
@@ -233,71 +291,6 @@ class Joint:
                 if source not in where and source not in into:
                     waiting.append((source, False))
 
-    # --- graphs ------------------------------------------------------------------------------
-
-    def built(self, choice: Choice) -> Halves:
-        """The two halves for a choice."""
-        forward = self.halves.forward
-        places = {value: index for index, value in enumerate(self.kept)}
-        saved = sorted(
-            choice.saved,
-            key=lambda value: (
-                _goes_last(self.nodes[value]),
-                places.get(value, len(places)),
-                value,
-            ),
-        )
-        tensors = [value for value in saved if _liveness.is_tensor(self.nodes[value])]
-        sizes = [value for value in saved if not _liveness.is_tensor(self.nodes[value])]
-        graph = fx.Graph()
-        made: dict[str, fx.Node] = {}
-        for node in self.nodes[: self.count]:
-            made[node.name] = graph.node_copy(node, lambda one: made[one.name])
-        output = next(iter(reversed(forward.graph.nodes)))
-        results = [made[one.name] if isinstance(one, fx.Node) else one for one in self.returned]
-        kept = [made[self.nodes[value].name] for value in (*tensors, *sizes)]
-        meta = _torch_aot.output_meta(
-            output,
-            len(results),
-            [self.nodes[value] for value in tensors],
-            [self.nodes[value] for value in sizes],
-        )
-        graph.output((*results, *kept)).meta.update(meta)
-        return Halves(
-            forward=_torch_aot.graph_module((forward,), graph),
-            backward=self._built_backward(choice, (*sizes, *tensors)),
-            results=self.halves.results,
-            written=self.halves.written,
-        )
-
-    def _built_backward(self, choice: Choice, saved: Collection[int]) -> fx.GraphModule:
-        backward = self.halves.backward
-        graph = fx.Graph()
-        inputs = {node.name: node for node in _liveness.inputs(backward.graph)}
-        taken: dict[int, fx.Node] = {}
-        for value in saved:
-            name = self.nodes[value].name
-            taken[value] = graph.placeholder(name)
-            taken[value].meta.update(inputs.get(name, self.nodes[value]).meta)
-        for value in self._tangents:
-            taken[value] = graph.node_copy(self.nodes[value])
-        steps: list[fx.Node] = []
-        for run in self.backward(choice):
-            if run.value in taken:
-                steps.append(taken[run.value])
-                continue
-            node = self._own.get(run.value, self.nodes[run.value])
-            read = {
-                self.nodes[self_run].name: steps[step]
-                for self_run, step in zip(self.sources[run.value], run.sources, strict=True)
-            }
-            steps.append(_copied(graph, node, read))
-        for node in graph.nodes:
-            if node.op in ("call_function", "get_attr"):
-                node.meta["autograd_backward"] = True
-        graph.eliminate_dead_code()
-        return _torch_aot.graph_module((backward, self.halves.forward), graph)
-
 
 def is_fixed(node: fx.Node, written: frozenset[str]) -> bool:
     """Whether a value must be the one of the forward: computed again it might be another."""
@@ -336,27 +329,17 @@ def sources_of(node: fx.Node) -> list[fx.Node]:
     return list(pair) if pair is not None else node.all_input_nodes
 
 
-def _copied(graph: fx.Graph, node: fx.Node, made: Mapping[str, fx.Node]) -> fx.Node:
-    pair = dropout_mask(node)
-    if pair is None:
-        return graph.node_copy(node, lambda one: made[one.name])
-    mask, source = (made[one.name] for one in pair)
-    probability = node.args[0].args[1]  # type: ignore[union-attr]
-    scale = 0.0 if probability == 1 else 1.0 / (1.0 - probability)  # type: ignore[operator]
-    chosen = graph.call_function(torch.ops.aten.mul.Tensor, (source, mask))
-    scaled = graph.call_function(torch.ops.aten.mul.Tensor, (chosen, scale))
-    for one in (chosen, scaled):
-        one.meta.update(node.meta)
-    return scaled
-
-
-def _goes_last(node: fx.Node) -> bool:
-    """Whether torch wants a saved tensor behind the others."""
-    return bool(node.meta.get("saved_tensor_with_no_vc_check", False))
-
-
 def _has_place(node: fx.Node) -> bool:
     """Whether a node does more than compute, so that it stays where it is."""
     return node.op == "call_function" and (
         not _torch_aot.is_pure(node.target) or _torch_randomness.draws(node)
     )
+
+
+def _seconds(joint: Joint, value: int) -> float:
+    """About the seconds a value takes: its products, and the memory it reads and writes."""
+    node = joint.nodes[value]
+    if node.op != "call_function" or node.target is operator.getitem:
+        return 0.0
+    touched = [one for each in (value, *joint.sources[value]) for one in joint.behind[each]]
+    return _torch_aot.flops(node) / _FLOPS + joint.storages.total(touched) / _BYTES

@@ -104,9 +104,7 @@ def _run(program: Callable[..., Any], in_box: Sequence[bool], inputs: list[Any])
     if len(others) == len(inputs):
         inputs.clear()
         return program(*others)
-    box = _torch_aot.jit_list(
-        [one for one, boxes in zip(inputs, in_box, strict=True) if boxes]
-    )
+    box = _torch_aot.jit_list([one for one, boxes in zip(inputs, in_box, strict=True) if boxes])
     inputs.clear()
     return program(box, *others)
 
@@ -132,7 +130,9 @@ def _prepare(
             if isinstance(example, symbolic):
                 node.type = plain
                 break
-    _take_from_a_list(copied.graph, [n for n, boxes in zip(placeholders, in_box, strict=True) if boxes])
+    _take_from_a_list(
+        copied.graph, [n for n, boxes in zip(placeholders, in_box, strict=True) if boxes]
+    )
     for node in copied.graph.nodes:
         if node.op != "call_function":
             continue
