@@ -183,14 +183,13 @@ def test_what_is_saved_is_what_was_foretold(name):
     ways = ways_of(*made(name))
     model, x = made(name)
     whole = saved_bytes(model, memory_efficient_fusion(model, codegen=nop, budget=1), x)
-    least = min(one.saved for one in ways.places)
     before = None
     for budget in (0.75, 0.5, 0.25, 0.1, 0):
         place, _ = ways.within(int(budget * whole))
         model, x = made(name)
         seen = saved_bytes(model, memory_efficient_fusion(model, codegen=nop, budget=budget), x)
         assert seen == place.saved
-        assert seen <= max(int(budget * whole), least)
+        assert seen <= max(int(budget * whole), ways.least)
         assert before is None or seen <= before
         before = seen
 
@@ -200,17 +199,20 @@ def six_blocks():
     return nn.Sequential(*[Block() for _ in range(6)]), torch.randn(4, 32, 16)
 
 
-def test_a_smaller_budget_never_peaks_higher():
+def test_a_smaller_budget_never_peaks_higher_if_that_can_be_had():
     ways = ways_of(*six_blocks())
     first = ways.places[0]
     before = first
     for percent in range(95, -1, -5):
-        place, _ = ways.within(int(percent / 100 * first.saved))
-        assert place.peak <= before.peak
+        bound = int(percent / 100 * first.saved)
+        place, _ = ways.within(bound)
+        could = min(one.peak for one in ways.places if one.saved <= max(bound, ways.least))
+        assert place.peak <= max(before.peak, could)
+        assert place.peak < 1.1 * before.peak
         assert place.saved <= before.saved
         before = place
     assert before.saved < 0.1 * first.saved
-    assert before.peak < 0.55 * first.peak
+    assert before.peak < 0.4 * first.peak
 
 
 def measured_peak(model, x, budget):

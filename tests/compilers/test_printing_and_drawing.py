@@ -34,9 +34,24 @@ def test_print_compile_takes_a_stream_and_a_label(gm, capsys):
     stream = io.StringIO()
     x = torch.randn(3)
     run = print_compile(stream=stream, label="my graph")(gm, [x])
-    assert stream.getvalue().startswith("# my graph\n")
+    assert stream.getvalue().startswith("# my graph: inference, graph 0\n")
     assert capsys.readouterr().out == ""
     assert torch.equal(run([x]), gm(x))
+
+
+def test_print_compile_tells_the_phases_apart_and_counts_the_graphs():
+    from functorch.compile import aot_function
+
+    stream = io.StringIO()
+    run = aot_function(torch.sin, print_compile(stream=stream, label="sine"))
+    run(torch.ones(2, requires_grad=True)).sum().backward()
+    torch.compile(torch.cos, backend=print_compile(stream=stream, label="cosine"))(torch.ones(2))
+    heads = [line for line in stream.getvalue().splitlines() if line.startswith("# ")]
+    assert heads == [
+        "# sine: forward, graph 0",
+        "# sine: backward, graph 1",
+        "# cosine: dynamo, graph 0",
+    ]
 
 
 def test_a_picture_has_every_node_and_edge_and_overwrites_nothing(gm, tmp_path):

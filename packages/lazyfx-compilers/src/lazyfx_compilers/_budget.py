@@ -57,16 +57,18 @@ class Budget:
     Attributes:
         ways: All places along the ways and how to get there; the first is torch's.
         places: The places alone.
+        least: The bytes that have to be saved.
     """
 
     def __init__(self, halves: Halves) -> None:
         self._joint = Joint(halves)
         self.ways = list(self._places())
         self.places = [place for place, _ in self.ways]
+        self.least = min(place.saved for place in self.places)
 
     def within(self, limit: int) -> tuple[Place, Halves]:
         """The best place that saves no more than ``limit`` bytes, or else the one saving least."""
-        reach = max(limit, min(place.saved for place in self.places))
+        reach = max(limit, self.least)
         chosen = 0
         for bound in sorted({place.saved for place in self.places}, reverse=True):
             if bound < self.places[chosen].saved:
@@ -232,7 +234,7 @@ class Budget:
         joint = self._joint
         runs = joint.backward(choice)
         forward = joint.forward_timeline(choice)
-        backward = joint.backward_timeline(runs, twice=bool(choice.held))
+        backward = joint.backward_timeline(choice, runs)
         return Place(
             saved=joint.bytes_of(choice.saved),
             peak=max(*forward, *backward, 0),

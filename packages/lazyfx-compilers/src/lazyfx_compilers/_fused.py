@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from . import _guards, _torch_aot
+from . import _guards, _torch_aot, _torch_distributed
 from ._graphs import Graphs
 from .errors import NotCompilableError, NoTensorOutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+_MARK = "_lazyfx_fused"
+_SHARED = (
+    *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
 
 
 def fused_function(
@@ -37,7 +44,13 @@ def fused_function(
             key = (_guards.call_key(args, kwargs), _guards.function_key(fn))
         return graphs.get(key if guard else None)(*args, **kwargs)
 
+    vars(fused)[_MARK] = True
     return fused
+
+
+def is_fused(what: object) -> bool:
+    """Whether this is what :func:`fused_function` or :class:`FusedModule` made."""
+    return isinstance(what, FusedModule) or getattr(what, _MARK, False) is True
 
 
 class FusedModule(nn.Module):
@@ -53,7 +66,7 @@ class FusedModule(nn.Module):
         own = vars(self)
         own["_original"] = module
         super().__init__()
-        for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        for shared in _SHARED:
             own[shared] = vars(module)[shared]
         own["_settings"] = settings
         own["_guard"] = guard
@@ -90,6 +103,9 @@ class FusedModule(nn.Module):
             return getattr(vars(self)["_original"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__class__":  # fully_shard changes the class of what it is given
+            object.__setattr__(self, name, value)
+            return
         setattr(self._original, name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -130,6 +146,15 @@ def _compile_module(module: nn.Module, settings: Mapping[str, Any]) -> Callable[
         # each tied parameter comes under one name; functional_call ties it again
         return torch.func.functional_call(module, {**parameters, **buffers}, args, kwargs)
 
+    for name, each in module.named_modules():
+        wrapper = _torch_distributed.wrapper(each)
+        if wrapper is not None:
+            raise NotCompilableError(
+                f"memory_efficient_fusion: {name or 'the module'} is under {wrapper}, which gathers"
+                " parameters or reduces gradients when it runs; a compiled graph would not do that."
+                f" Fuse first, then apply {wrapper} to the fused module, or use"
+                " torch.compile(module, backend='lazyfx_fusion')"
+            )
     state = _guards.module_state(module)
     return _compile_when_called(
         _traceable(functional, module, lambda: _guards.module_state(module).key),
@@ -137,15 +162,22 @@ def _compile_module(module: nn.Module, settings: Mapping[str, Any]) -> Callable[
     )
 
 
+class _UnusedInputsError(Exception):
+    """Says that tracing has to begin anew."""
+
+
 def _compile_when_called(
     traceable: Callable[..., Any], settings: Mapping[str, Any]
 ) -> Callable[..., Any]:
     """An ``aot_function`` of the tensors and numbers of a call; all else is that of the first."""
     compiled: Callable[..., Any] | None = None
+    unused: set[int] = set()
+    partition = settings["partition_fn"]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal compiled
         leaves, structure = _torch_aot.tree_flatten((args, kwargs))
+        traced = [leaf for leaf in leaves if _is_traced(leaf)]
         if compiled is None:
             fixed = [None if _is_traced(leaf) else leaf for leaf in leaves]
             traced_at = [index for index, leaf in enumerate(leaves) if _is_traced(leaf)]
@@ -157,8 +189,28 @@ def _compile_when_called(
                 args, kwargs = _torch_aot.tree_unflatten(filled, structure)
                 return traceable(*args, **kwargs)
 
-            compiled = _torch_aot.aot_function(flat, **settings)
-        return compiled(*[leaf for leaf in leaves if _is_traced(leaf)])
+            @functools.wraps(partition)
+            def looked_at(joint: Any, *given: Any, **named: Any) -> Any:
+                for at in _torch_aot.unused_inputs(joint, len(traced)):
+                    if getattr(traced[at], "requires_grad", False):
+                        unused.add(at)
+                if unused:
+                    raise _UnusedInputsError
+                return partition(joint, *given, **named)
+
+            # An edge to a parameter that has no gradient would tell DistributedDataParallel that
+            # there is one, of zeros: such parameters go in without.
+            first = _torch_aot.aot_function(flat, **{**settings, "partition_fn": looked_at})
+            try:
+                result = first(*traced)
+            except _UnusedInputsError:
+                compiled = _torch_aot.aot_function(flat, **settings)
+            else:
+                compiled = first
+                return result
+        return compiled(
+            *[leaf.detach() if at in unused else leaf for at, leaf in enumerate(traced)]
+        )
 
     return call
 

@@ -183,7 +183,11 @@ def _leaves_key(leaves: Iterable[Any], held: Iterable[torch.Tensor]) -> tuple[An
     for position, leaf in enumerate((*leaves, *held)):
         if isinstance(leaf, torch.Tensor):
             strided = leaf.layout is torch.strided
-            address = leaf.untyped_storage().data_ptr() if strided else 0
+            own = strided
+            if strided and hasattr(leaf, "__tensor_flatten__"):  # a DTensor has no storage
+                own = False
+                key.append(_torch_aot.structure_key(leaf.__tensor_flatten__()[1]))
+            address = leaf.untyped_storage().data_ptr() if own else 0
             key += (
                 seen.setdefault(id(leaf), position),
                 storages.setdefault(address or -id(leaf), position),

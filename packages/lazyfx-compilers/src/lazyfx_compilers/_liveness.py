@@ -84,16 +84,24 @@ class Storages:
         return len(self.sizes) - 1
 
 
-def separated(program: Sequence[Step], storages: Storages, foreign: Collection[int]) -> list[Step]:
+def separated(
+    program: Sequence[Step], inputs: int, storages: Storages, foreign: Collection[int]
+) -> list[Step]:
     """A program in which a value that is made twice is in another piece of memory then.
 
     Nodes that compute the same value have the same description, and seem to share memory. Those
     that do are views, and read a value that has it.
+
+    Args:
+        program: Its inputs come first.
+        inputs: How many they are.
+        storages: Added to.
+        foreign: Memory that is somebody else's.
     """
     origin: dict[int, int] = {}
-    taken: set[int] = set(foreign)
-    found: list[Step] = []
-    for step in program:
+    found = list(program[:inputs])
+    taken = set(foreign).union(*(step.made for step in found))
+    for step in program[inputs:]:
         have = {origin.get(one, one): one for s in step.sources for one in found[s].made}
         made = []
         for one in step.made:

@@ -29,7 +29,7 @@ class Usage:
 
     @property
     def live_after_forward(self) -> int:
-        """Bytes in use between forward and backward, results included."""
+        """Bytes in use between forward and backward: what is saved, and the loss."""
         return self.nbytes[self.middle - 1] if self.middle else 0
 
     @property
@@ -154,10 +154,8 @@ class MemoryReport:
         usages = (self.eager, self.compiled)
         kept = [_size(one.live_after_forward) if one else "-" for one in usages]
         peak = [_size(one.peak) if one else "-" for one in usages]
-        after = self.simulation.forward[-1] if self.simulation.forward else 0
-        rows.append(["live after the forward", *kept, _size(after)])
+        rows.append(["live after the forward", *kept, _size(self.saved_bytes)])
         rows.append(["peak", *peak, _size(self.simulation.peak)])
-        rows.append(["saved, inputs left out", "", "", _size(self.saved_bytes)])
         return [f"{self.name}, forward and backward, {self.settings}", *_table(rows)]
 
     def _largest(self) -> list[str]:

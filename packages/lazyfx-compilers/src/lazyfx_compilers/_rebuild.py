@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from . import _liveness, _torch_aot
-from ._recompute import Choice, Halves, Joint, dropout_mask
+from ._recompute import Choice, Halves, Joint, dropout_mask, has_place
 
 
 def rebuilt(joint: Joint, choice: Choice) -> Halves:
@@ -39,6 +39,8 @@ def rebuilt(joint: Joint, choice: Choice) -> Halves:
         [joint.nodes[value] for value in sizes],
     )
     graph.output((*results, *kept)).meta.update(meta)
+    # what was made for the backward alone, and is not saved any more
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or has_place(node))
     return Halves(
         forward=_torch_aot.graph_module((forward,), graph),
         backward=_backward(joint, choice, (*sizes, *tensors)),

@@ -117,7 +117,8 @@ class Joint:
         self.tangents = [number for number in taken if number >= self.count]
         inputs = [node for node in ours if node.op == "placeholder"]
         self.foreign = {one for node in inputs for one in self.storages.behind(node)}
-        self._forward = self.storages.steps(forward)[:-1]  # whatever is saved
+        self._reads = [[numbers[one.name] for one in node.all_input_nodes] for node in ours]
+        self._acting = [number for number, node in enumerate(ours) if has_place(node)]
         self._results = [numbers[one.name] for one in self.returned if isinstance(one, fx.Node)]
         self._anchors = self._late(backward, numbers)
         self.seconds = [_seconds(self, value) for value in range(len(self.nodes))]
@@ -132,7 +133,7 @@ class Joint:
             if node.op == "placeholder":
                 continue
             read = self.sources[number]
-            if node.op == "output" or _has_place(node) or not late.isdisjoint(read):
+            if node.op == "output" or has_place(node) or not late.isdisjoint(read):
                 late.add(number)
                 found.append(number)
         return found
@@ -151,7 +152,7 @@ class Joint:
         wanted = set(self._results)
         for value in range(self.count - 1, -1, -1):
             if value in wanted:
-                wanted.update(self.sources[value])
+                wanted.update(self._reads[value])
         return sorted(wanted)
 
     def recomputed(self) -> list[int]:
@@ -214,19 +215,30 @@ class Joint:
 
     def forward_timeline(self, choice: Choice) -> list[int]:
         """Bytes in use at each step of the forward, its inputs left out."""
-        program = [*self._forward, Step((), [*self._results, *choice.saved])]
+        ends = {*self._results, *choice.saved}
+        wanted = {*ends, *self._acting}
+        for value in range(self.count - 1, -1, -1):
+            if value in wanted:
+                wanted.update(self._reads[value])
+        where = {value: place for place, value in enumerate(sorted(wanted))}
+        program = [
+            Step(self.behind[value], [where[one] for one in self._reads[value]])
+            for value in sorted(wanted)
+        ]
+        program.append(Step((), [where[value] for value in ends]))
         return _liveness.timeline(program, self.storages.sizes, self.foreign)
 
-    def backward_timeline(self, runs: Sequence[Run], *, twice: bool) -> list[int]:
+    def backward_timeline(self, choice: Choice, runs: Sequence[Run]) -> list[int]:
         """Bytes in use at each step of the backward, inputs of the forward left out.
 
         Args:
-            runs: What :meth:`backward` gave.
-            twice: Whether a value may be made more than once, in another piece of memory then.
+            choice: What is saved.
+            runs: What :meth:`backward` gave for it.
         """
         program = [Step(self.behind[run.value], run.sources) for run in runs]
-        if twice:
-            program = _liveness.separated(program, self.storages, self.foreign)
+        if choice.held:  # so that values may be made twice
+            inputs = len(choice.saved) + len(self.tangents)
+            program = _liveness.separated(program, inputs, self.storages, self.foreign)
         return _liveness.timeline(program, self.storages.sizes, self.foreign)
 
     def backward(self, choice: Choice) -> list[Run]:
@@ -329,7 +341,7 @@ def sources_of(node: fx.Node) -> list[fx.Node]:
     return list(pair) if pair is not None else node.all_input_nodes
 
 
-def _has_place(node: fx.Node) -> bool:
+def has_place(node: fx.Node) -> bool:
     """Whether a node does more than compute, so that it stays where it is."""
     return node.op == "call_function" and (
         not _torch_aot.is_pure(node.target) or _torch_randomness.draws(node)

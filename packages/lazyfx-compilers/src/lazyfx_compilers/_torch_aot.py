@@ -73,6 +73,20 @@ def is_dynamo_graph(gm: fx.GraphModule) -> bool:
     return any("example_value" in node.meta for node in gm.graph.nodes)
 
 
+def phase(gm: fx.GraphModule) -> str:
+    """What a graph is for, by the names of its inputs.
+
+    ``"dynamo"``: it goes through AOTAutograd first. ``"forward"`` and ``"backward"``: it is half of
+    a training step. ``"inference"``: anything else.
+    """
+    if is_dynamo_graph(gm):
+        return "dynamo"
+    names = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
+    if any(name.startswith("tangents") for name in names):
+        return "backward"
+    return "forward" if any(name.startswith("primals") for name in names) else "inference"
+
+
 def operator_packet(target: Any) -> Any:
     """The overload packet of an operator overload; anything else as it is."""
     return target.overloadpacket if isinstance(target, OpOverload) else target
@@ -139,21 +153,19 @@ def compile_dynamo_graph(
     example_inputs: Sequence[Any],
     *,
     fw_compiler: Callable[..., Any],
+    partition_fn: Partitioner,
     bw_compiler: Callable[..., Any] | None = None,
     inference_compiler: Callable[..., Any] | None = None,
-    partition_fn: Partitioner | None = None,
     decompositions: Mapping[Any, Any] | None = None,
 ) -> Callable[..., Any]:
     """Compile a graph of Python functions through AOTAutograd."""
-    from .partition import budget_partitioner  # it is made of this module
-
     aot_autograd = attribute("torch._dynamo.backends.common", "aot_autograd")
     settings: dict[str, Any] = {
         "fw_compiler": fw_compiler,
         "bw_compiler": bw_compiler or fw_compiler,
         "inference_compiler": inference_compiler or fw_compiler,
         "decompositions": dict(decompositions or {}),
-        "partition_fn": partition_fn or budget_partitioner(),
+        "partition_fn": partition_fn,
     }
     return aot_autograd(**settings)(gm, example_inputs)  # type: ignore[no-any-return]
 
@@ -372,6 +384,18 @@ def written_inputs(joint: fx.GraphModule, results: int) -> frozenset[str]:
     flat = tree_flatten(returned)[0]
     pairs = zip(primals, flat[results:], strict=False)
     return frozenset(name for name, gradient in pairs if gradient is None)
+
+
+def unused_inputs(joint: fx.GraphModule, inputs: int) -> set[int]:
+    """The positions of inputs that nothing in a joint graph reads, if it has ``inputs`` of them."""
+    primals = [
+        node
+        for node in joint.graph.nodes
+        if node.op == "placeholder" and "tangents" not in str(node.target)
+    ]
+    if len(primals) != inputs:  # one came twice, or they are views of one tensor
+        return set()
+    return {index for index, node in enumerate(primals) if not node.users}
 
 
 @contextlib.contextmanager

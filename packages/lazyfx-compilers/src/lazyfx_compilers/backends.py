@@ -67,14 +67,21 @@ def lazyfx_fusion(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Compiled:
-    """What ``memory_efficient_fusion`` does, under Dynamo. Options: ``codegen``, ``budget``."""
+    """What ``memory_efficient_fusion`` does, under Dynamo.
+
+    Options: ``codegen``, ``budget``, ``fallback``.
+    """
     from . import _torch_aot
     from ._types import require_graph
     from .fusion import make_recipe
 
-    taken = known_options("lazyfx_fusion", mode, options, ("budget", "codegen"))
+    taken = known_options("lazyfx_fusion", mode, options, ("budget", "codegen", "fallback"))
     recipe = make_recipe(
-        taken.get("codegen", "inductor"), budget=taken.get("budget"), dynamic=None, overrides={}
+        taken.get("codegen", "inductor"),
+        budget=taken.get("budget"),
+        fallback=taken.get("fallback"),
+        dynamic=None,
+        overrides={},
     )
     return _torch_aot.compile_dynamo_graph(
         require_graph(gm, "lazyfx_fusion"),

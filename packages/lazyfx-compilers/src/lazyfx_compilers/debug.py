@@ -27,6 +27,7 @@ from ._checks import check, describe, record_graph
 from ._repro import compiler_name, write_repro
 from ._types import boxed, require_graph
 from .errors import MetadataMismatchError
+from .partition import budget_partitioner
 from .torchscript import ts_compile
 
 if TYPE_CHECKING:
@@ -129,7 +130,10 @@ def debug_compile(
         checked = require_graph(gm, "debug_compile")
         if _torch_aot.is_dynamo_graph(checked):
             return _torch_aot.compile_dynamo_graph(
-                checked, example_inputs, fw_compiler=compile_aten
+                checked,
+                example_inputs,
+                fw_compiler=compile_aten,
+                partition_fn=budget_partitioner(),
             )
         return compile_aten(checked, example_inputs)
 

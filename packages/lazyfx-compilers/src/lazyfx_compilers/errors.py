@@ -18,7 +18,8 @@
         ├── SeamError (RuntimeError)                    a torch release moved something
         └── MissingDependencyError (ImportError)        an optional package or program is absent
 
-Besides, :class:`BudgetWarning` (UserWarning): more has to be saved than a budget allows.
+Besides, two warnings (UserWarning): :class:`BudgetWarning`, more has to be saved than a budget
+allows, and :class:`FallbackWarning`, a graph runs eagerly since its compiler cannot take it.
 
 Each class also derives from the builtin a caller would expect and, where lazyfx-core has an error
 of the same meaning, from that one too.
@@ -36,6 +37,7 @@ __all__ = [
     "CodegenError",
     "CompilerError",
     "DumpFormatError",
+    "FallbackWarning",
     "InvalidGraphError",
     "MetadataMismatchError",
     "MissingDependencyError",
@@ -67,6 +69,10 @@ class BudgetError(CompilerError, ValueError):
 
 class BudgetWarning(UserWarning):
     """More has to be saved for the backward than a budget allows; says how much."""
+
+
+class FallbackWarning(UserWarning):
+    """A compiler cannot take a graph, which runs eagerly instead, as was asked for; says why."""
 
 
 class UnknownOptionError(CompilerError, ValueError):

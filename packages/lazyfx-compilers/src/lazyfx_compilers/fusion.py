@@ -14,20 +14,23 @@ backward, which makes wrong gradients without a word: the partitioner here saves
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from . import _torch_aot, _torch_inductor
-from ._fused import FusedModule, fused_function
+from . import _torch_aot, _torch_distributed, _torch_inductor
+from ._fused import FusedModule, fused_function, is_fused
 from ._torch_randomness import never_redrawn
 from .decompositions import default_decompositions
 from .errors import (
     BudgetError,
+    FallbackWarning,
     MissingDependencyError,
     NotCompilableError,
     UnknownOptionError,
@@ -37,9 +40,7 @@ from .partition import budget_partitioner
 from .torchscript import ts_compile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import fx
+    from collections.abc import Callable, Mapping, Sequence
 
     from ._types import FxCompiler
 
@@ -78,6 +79,7 @@ def memory_efficient_fusion(
     decompositions: Mapping[Any, Callable[..., Any]] | None = None,
     dynamic: bool | None = None,
     guard: bool = True,
+    fallback: str | None = None,
     **overrides: Any,
 ) -> Any:
     """A version of ``fn`` that saves less for the backward and runs compiled code.
@@ -105,6 +107,9 @@ def memory_efficient_fusion(
         dynamic: Trace with symbolic shapes. With ``guard=True`` there is still one graph for each
             shape, since nothing else tells for which shapes a graph is right.
         guard: With ``False`` the first graph is replayed for ever, as the reference does.
+        fallback: ``"eager"``: a graph (forward, backward or inference) that the compiler cannot
+            take runs operator by operator instead, with one :class:`FallbackWarning`. None: that
+            is an error.
         **overrides: ``fw_compiler``, ``bw_compiler``: each taken instead of what ``codegen``
             chooses, and ``partition_fn``: the reference's name of ``partitioner``.
 
@@ -116,17 +121,20 @@ def memory_efficient_fusion(
         NotCompilableError: ``fn`` is neither callable nor a module; on calling, an argument of a
             type that cannot be traced, a tensor that is not an argument, a result that depends
             on the values of a tensor in a way that tracing cannot follow.
-        UnknownOptionError: An unknown ``codegen`` or keyword; lists those that are known.
+        UnknownOptionError: An unknown ``codegen``, ``fallback`` or keyword; lists those that are
+            known.
         BudgetError: ``budget`` is neither a fraction nor a number of bytes, or there is a
             ``partitioner`` as well.
         MissingDependencyError: ``codegen="inductor"`` without a C++ compiler.
         NoTensorOutputError: On calling, ``fn`` returns no tensor.
         CodegenError: On calling, inductor cannot take the graph; says why.
+        TorchScriptUnsupportedError: On calling, TorchScript cannot take a node; names it.
         UnsafeRecomputationError: On calling, a ``partitioner`` draws the forward's random numbers
             again in the backward.
 
     Warns:
         BudgetWarning: On calling, more has to be saved than ``budget`` allows.
+        FallbackWarning: On calling, a graph runs eagerly because of ``fallback``.
 
     Thread-safety: calls may race; compilation is serialised across the process. While a module is
     compiled, do not run the *original* in another thread: torch traces by putting fake parameters
@@ -136,9 +144,16 @@ def memory_efficient_fusion(
         raise NotCompilableError(
             f"memory_efficient_fusion(fn) takes a function or an nn.Module, got {type(fn)!r}"
         )
+    if is_fused(fn):
+        raise NotCompilableError(
+            f"memory_efficient_fusion(fn): {getattr(fn, '__qualname__', 'the module')} is fused"
+            " already; give it the original"
+        )
     given = {"partition_fn": partitioner, "decompositions": decompositions}
     overrides = {**overrides, **{name: one for name, one in given.items() if one is not None}}
-    recipe = make_recipe(codegen, budget=budget, dynamic=dynamic, overrides=overrides)
+    recipe = make_recipe(
+        codegen, budget=budget, dynamic=dynamic, fallback=fallback, overrides=overrides
+    )
     if isinstance(fn, nn.Module):
         return FusedModule(fn, recipe.settings(), guard=guard)
     return fused_function(fn, recipe.settings(), guard=guard)
@@ -148,23 +163,26 @@ def make_recipe(
     codegen: str | FxCompiler,
     *,
     budget: float | None,
-    dynamic: bool | None,
+    dynamic: bool | None = None,
+    fallback: str | None = None,
     overrides: Mapping[str, Any],
 ) -> Recipe:
     """Resolve ``codegen`` and the reference's overrides.
 
     Raises:
         BudgetError: A wrong ``budget``, or one besides a partitioner.
-        UnknownOptionError: An unknown ``codegen`` or override.
+        UnknownOptionError: An unknown ``codegen``, ``fallback`` or override.
         MissingDependencyError: Inductor without a C++ compiler.
     """
     unknown = sorted(set(overrides) - {*_OVERRIDES, "decompositions"})
     if unknown:
         raise UnknownOptionError(
             f"memory_efficient_fusion got the unknown keyword {unknown[0]!r}; "
-            "it takes codegen, budget, partitioner, decompositions, dynamic, guard, "
+            "it takes codegen, budget, partitioner, decompositions, dynamic, guard, fallback, "
             f"{', '.join(_OVERRIDES)}"
         )
+    if fallback not in (None, "eager"):
+        raise UnknownOptionError(f"fallback={fallback!r}: expected None or 'eager'")
     chosen = {name: value for name, value in overrides.items() if value is not None}
     if budget is not None and "partition_fn" in chosen:
         raise BudgetError(
@@ -196,14 +214,49 @@ def make_recipe(
             f"memory_efficient_fusion(codegen={codegen!r}): expected 'inductor', 'ts' or a "
             "compiler (gm, example_inputs) -> callable"
         )
+    forward, inference = (
+        _torch_distributed.without_collectives(chosen.get("fw_compiler", one))
+        for one in (forward, inference)
+    )
+    backward = chosen.get("bw_compiler", backward)
+    if fallback == "eager":
+        forward, inference, backward = _or_eager((forward, inference, backward))
     return Recipe(
-        fw_compiler=chosen.get("fw_compiler", forward),
-        bw_compiler=_torch_aot.locked(chosen.get("bw_compiler", backward)),
-        inference_compiler=chosen.get("fw_compiler", inference),
+        fw_compiler=forward,
+        bw_compiler=_torch_aot.locked(backward),
+        inference_compiler=inference,
         partition_fn=partition,
         decompositions=chosen.get("decompositions", decompositions),
         dynamic=bool(dynamic),
     )
+
+
+def _or_eager(compilers: Sequence[FxCompiler]) -> list[FxCompiler]:
+    """Compilers that run a graph as it is where one fails; the first time, they warn."""
+    warned: list[str] = []
+
+    def either(compiler: FxCompiler) -> FxCompiler:
+        def compile_or_run(
+            gm: fx.GraphModule, example_inputs: Sequence[Any], /
+        ) -> Callable[..., Any]:
+            spare = fx.GraphModule(gm, copy.deepcopy(gm.graph))  # inductor changes what it is given
+            try:
+                return compiler(gm, example_inputs)
+            except Exception as error:
+                if not warned:
+                    warned.append(_torch_aot.phase(spare))
+                    reason = str(error).partition("; use ")[0]
+                    warnings.warn(
+                        f"the {warned[0]} graph runs eagerly, as fallback='eager' asks, and so does"
+                        f" any other that cannot be compiled: {type(error).__name__}: {reason}",
+                        FallbackWarning,
+                        stacklevel=2,
+                    )
+                return nop(spare, example_inputs)
+
+        return compile_or_run
+
+    return [either(one) for one in compilers]
 
 
 def _require_cxx() -> None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
 from . import _checks, _liveness, _torch_aot, _torch_randomness
-from ._fused import FusedModule, fused_function
+from ._fused import FusedModule, fused_function, is_fused
 from ._memory_data import MemoryReport, RecomputedValue, SavedValue, Simulation, Usage
 from ._recompute import Choice, Halves, Joint
 from ._torch_lines import UserLines
@@ -47,9 +48,9 @@ def memory_report(
 ) -> MemoryReport:
     """What ``memory_efficient_fusion`` makes of one training step of ``fn(*args)``.
 
-    The step is the forward and the gradients of all inputs and parameters that require them, given
-    ones for the gradient of each result. It runs a few times, eagerly and compiled. Afterwards
-    arguments, buffers, ``.grad`` and the random number generators are what they were.
+    The step is the forward, the sum of its results as a loss, and the gradients of all inputs and
+    parameters that require them. It runs a few times, eagerly and compiled. Afterwards arguments,
+    buffers, ``.grad`` and the random number generators are what they were.
 
     Args:
         fn: A function or module, not yet compiled. Not changed.
@@ -76,7 +77,7 @@ def memory_report(
     given = {"partition_fn": partitioner, "decompositions": decompositions}
     overrides = {name: value for name, value in given.items() if value is not None}
     _require_uncompiled(fn)
-    recipe = make_recipe(codegen, budget=budget, dynamic=None, overrides=overrides)
+    recipe = make_recipe(codegen, budget=budget, overrides=overrides)
     found: list[Callable[[], MemoryReport]] = []
     name = getattr(fn, "__qualname__", type(fn).__qualname__)
     text = _settings_text(codegen, budget, partitioner)
@@ -117,9 +118,10 @@ def _require_uncompiled(fn: object) -> None:
         raise NotCompilableError(
             f"memory_report(fn): expected a function or an nn.Module, got {type(fn)!r}"
         )
-    if isinstance(fn, FusedModule) or hasattr(fn, "_torchdynamo_orig_callable"):
+    if is_fused(fn) or hasattr(fn, "_torchdynamo_orig_callable"):
+        name = getattr(fn, "__qualname__", type(fn).__qualname__)
         raise NotCompilableError(
-            f"memory_report(fn): {type(fn).__qualname__} is compiled already; give the original, "
+            f"memory_report(fn): {name} is compiled already; give the original, "
             "and codegen and budget to memory_report"
         )
 
@@ -152,7 +154,6 @@ class _Step:
         tensors = [one for one in (*self._leaves, *held) if isinstance(one, torch.Tensor)]
         self._device = tensors[0].device if tensors else torch.device("cpu")
         self._inputs: list[Any] = []
-        self._gradients: list[torch.Tensor] = []
 
     def traced(self, run: Callable[..., Any]) -> None:
         """Run it once."""
@@ -169,19 +170,22 @@ class _Step:
     def _renew(self) -> None:
         self._inputs = [_copy(leaf) for leaf in self._leaves]
 
-    def _forward(self, run: Callable[..., Any]) -> list[torch.Tensor]:
+    def _forward(self, run: Callable[..., Any]) -> torch.Tensor | None:
+        """The sum of all results: a loss, so that nobody holds the results themselves."""
         args, kwargs = _torch_aot.tree_unflatten(self._inputs, self._structure)
-        results = _torch_aot.tree_flatten(run(*args, **kwargs))[0]
-        return [one for one in results if isinstance(one, torch.Tensor) and one.requires_grad]
+        sums = [
+            (torch.view_as_real(one) if one.is_complex() else one).sum()
+            for one in _torch_aot.tree_flatten(run(*args, **kwargs))[0]
+            if isinstance(one, torch.Tensor) and one.requires_grad
+        ]
+        return functools.reduce(operator.add, sums) if sums else None
 
-    def _backward(self, results: list[torch.Tensor]) -> None:
-        if not results:
+    def _backward(self, loss: torch.Tensor | None) -> None:
+        if loss is None:
             return
-        if len(self._gradients) != len(results):  # made once, not in what is measured
-            self._gradients = [torch.ones_like(one) for one in results]
         inputs = [one for one in self._inputs if isinstance(one, torch.Tensor)]
         wanted = [one for one in inputs if one.requires_grad] + self._parameters
-        torch.autograd.grad(results, wanted, self._gradients, allow_unused=True)
+        torch.autograd.grad(loss, wanted, allow_unused=True)
 
 
 def _copy(leaf: Any) -> Any:
@@ -232,7 +236,8 @@ def _describe(halves: Halves) -> dict[str, Any]:
     joint = Joint(halves)
     choice = Choice(dict.fromkeys(joint.kept))
     steps = joint.storages.steps(halves.backward.graph)
-    steps = _liveness.separated(steps, joint.storages, joint.foreign)
+    inputs = len(_liveness.inputs(halves.backward.graph))
+    steps = _liveness.separated(steps, inputs, joint.storages, joint.foreign)
     backward = _liveness.timeline(steps, joint.storages.sizes, joint.foreign)
     saved, counted = [], set(joint.foreign)
     for value in joint.kept:

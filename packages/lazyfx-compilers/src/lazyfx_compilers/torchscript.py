@@ -25,6 +25,7 @@ from lazyfx_core import LazyGraphModule
 from . import _torch_aot
 from ._types import boxed, require_graph
 from .errors import TorchScriptUnsupportedError
+from .partition import budget_partitioner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,7 +83,9 @@ def _compile(
     optimise: bool,
 ) -> Callable[..., Any]:
     if _torch_aot.is_dynamo_graph(gm):
-        return _torch_aot.compile_dynamo_graph(gm, example_inputs, fw_compiler=compiler)
+        return _torch_aot.compile_dynamo_graph(
+            gm, example_inputs, fw_compiler=compiler, partition_fn=budget_partitioner()
+        )
     name = compiler.__name__
     with _torch_aot.outside_fake_mode(), _torch_aot.jit_autocast_disabled(), _quiet():
         prepared, in_box = _prepare(gm, example_inputs)

@@ -141,7 +141,7 @@ class GraphDumper:
         """
         checked = require_graph(gm, "graph_dumper_aot")
         if not _torch_aot.is_dynamo_graph(checked):
-            return self._dump_and_compile(checked, example_inputs, _phase_by_names(checked))
+            return self._dump_and_compile(checked, example_inputs, _torch_aot.phase(checked))
         return _torch_aot.compile_dynamo_graph(
             checked,
             example_inputs,
@@ -299,10 +299,3 @@ def _dumper_for(name: str, folder: str | None, with_data: bool) -> GraphDumper:
 
 def _inputs_text(specs: Sequence[InputSpec]) -> str:
     return to_json("inputs", {"inputs": [encode_spec(spec) for spec in specs]})
-
-
-def _phase_by_names(gm: fx.GraphModule) -> str:
-    names = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
-    if any(name.startswith("tangents") for name in names):
-        return "backward"
-    return "forward" if any(name.startswith("primals") for name in names) else "inference"
