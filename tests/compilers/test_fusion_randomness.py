@@ -6,7 +6,13 @@ import torch._functorch.config as functorch_config
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lazyfx_compilers import UnsafeRecomputationError, memory_efficient_fusion, nop, ts_compile
+from lazyfx_compilers import (
+    UnsafeRecomputationError,
+    memory_efficient_fusion,
+    memory_report,
+    nop,
+    ts_compile,
+)
 
 RANDOM = {
     "dropout": lambda x: F.dropout(x.sin().exp(), 0.5),
@@ -117,3 +123,24 @@ def test_checkpointed_blocks_use_the_forwards_mask(codegen, under_dynamo):
     torch.testing.assert_close(
         torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0]
     )
+
+
+@pytest.mark.filterwarnings("ignore::lazyfx_compilers.BudgetWarning")
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_attention_is_computed_again_if_it_drops_nothing(dropout):
+    x = torch.randn(2, 2, 8, 4, requires_grad=True)
+
+    def attention(x):
+        if not dropout:
+            return F.scaled_dot_product_attention(x.sin(), x.cos(), x.exp())
+        return F.dropout(x @ x.transpose(-1, -2), dropout) @ x.exp()
+
+    report = memory_report(attention, x, codegen=nop, budget=0, measure=False)
+    kept = [one.why for one in report.saved if one.nbytes]
+    if dropout:
+        assert kept == ["random: drawn again it would be another"]
+    else:
+        assert kept == []
+        assert any("scaled_dot_product" in one.target for one in report.recomputed)
+    fused = memory_efficient_fusion(attention, codegen=nop, budget=0)
+    torch.testing.assert_close(output_and_gradient(fused, x), output_and_gradient(attention, x))

@@ -20,12 +20,18 @@ def step(module, run, x):
     return result.detach(), gradients, torch.rand(1)
 
 
-@pytest.mark.parametrize("budget", [None, 0.3, 0])
-@pytest.mark.parametrize("codegen", ["inductor", "ts", nop], ids=["inductor", "ts", "nop"])
-@pytest.mark.parametrize("name", WORKLOADS)
+CASES = [
+    (name, codegen, budget)
+    for name in WORKLOADS
+    for codegen in ("inductor", "ts", nop)
+    for budget in (None, 0.3, 0)
+    # inductor takes its time with these two; what is made of them at a budget is the harder case
+    if budget == 0.3 or codegen != "inductor" or "GPT" not in name
+]
+
+
+@pytest.mark.parametrize(("name", "codegen", "budget"), CASES)
 def test_gradients_are_eagers_in_float64(name, codegen, budget):
-    if codegen == "inductor" and budget == 0 and "GPT" in name:
-        budget = 0.1  # as hard to schedule, and half as long to compile
     module, x = made(name, dtype=torch.float64)
     fused = memory_efficient_fusion(module, codegen=codegen, budget=budget)
     expected = step(module, module, x)
@@ -33,7 +39,7 @@ def test_gradients_are_eagers_in_float64(name, codegen, budget):
         torch.testing.assert_close(step(module, fused, x), expected)
 
 
-@pytest.mark.parametrize("name", ["tanh-gelu", "explicit attention", "GPT, SDPA"])
+@pytest.mark.parametrize("name", ["tanh-gelu", "explicit attention"])
 def test_under_torch_compile_too(name):
     module, x = made(name, dtype=torch.float64)
     compiled = torch.compile(module, backend="lazyfx_fusion", options={"budget": 0.3})
@@ -111,5 +117,5 @@ def test_the_references_are_wrong_where_ours_are_right():
             for name, run in contenders.items():
                 if not is_gradient_of_its_own_forward(run, inputs()):
                     wrong[name].append(budget)
-    assert wrong["fusion"] == [0.01, 0]
-    assert 0 in wrong["torch.compile"]
+    below_one = [budget for budget in BUDGETS if budget < 1]
+    assert wrong == {"fusion": below_one, "torch.compile": below_one}

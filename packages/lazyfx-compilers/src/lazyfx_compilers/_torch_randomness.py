@@ -81,11 +81,21 @@ def random_operators(gm: fx.GraphModule) -> list[fx.Node]:
 
 
 def draws(node: fx.Node) -> bool:
-    """Whether a node draws from a random number generator."""
+    """Whether a node draws from a random number generator; attention without dropout does not."""
+    target = node.target
     return (
-        isinstance(node.target, OpOverload)
-        and torch.Tag.nondeterministic_seeded in node.target.tags
+        isinstance(target, OpOverload)
+        and torch.Tag.nondeterministic_seeded in target.tags
+        and not _drops_nothing(node, target)
     )
+
+
+def _drops_nothing(node: fx.Node, target: OpOverload) -> bool:
+    for place, argument in enumerate(target._schema.arguments):
+        if argument.name == "dropout_p":
+            given: Any = node.args[place] if place < len(node.args) else argument.default_value
+            return bool(node.kwargs.get("dropout_p", given) == 0)
+    return False
 
 
 def recomputation_setting() -> str | None:
