@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._functorch.config as functorch_config
-from interleave import medians, publish
+from interleave import medians, publish, save_folder
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -259,6 +259,17 @@ def solvers() -> None:
     publish("budget-solvers", [*head, "recomputed, est. ms", "partitioning, s"], rows, data)
 
 
+def picture() -> None:
+    """What the documentation shows of ``memory_report``."""
+    folder = save_folder()
+    module, x = made("GPT, explicit attention, dropout", large=True)
+    report = memory_report(module, x, budget=0.3)
+    print(report)
+    if folder is not None:
+        (folder / "memory-report.md").write_text(f"```text\n{report}```\n")
+        report.plot(folder / "memory-report.svg")
+
+
 def synchronized(device: torch.device, result: object) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -293,6 +304,7 @@ def main() -> None:
     sides = [[head[column], *(row[column] for row in rows)] for column in range(1, len(head))]
     if only in ("", "solvers"):
         solvers()
+        picture()
     publish(f"training-steps-{device}", [head[0], *(row[0] for row in rows)], sides, data)
 
 
