@@ -259,6 +259,37 @@ def solvers() -> None:
     publish("budget-solvers", [*head, "recomputed, est. ms", "partitioning, s"], rows, data)
 
 
+def sizes() -> None:
+    """Seconds that a budget takes beyond torch's min-cut, by size of the joint graph."""
+    from functorch.compile import aot_function
+    from functorch.compile import min_cut_rematerialization_partition as min_cut
+
+    rows, data = [], {}
+    for length in (50, 200, 800):
+
+        def chain(x: torch.Tensor, w: torch.Tensor, length: int = length) -> torch.Tensor:
+            for _ in range(length):
+                x = (x @ w).tanh() + x * 0.5
+            return x.sum()
+
+        found: list[Any] = []
+
+        def noted(joint: Any, inputs: Any, found: Any = found, **settings: Any) -> Any:
+            found.append(len(joint.graph.nodes))
+            for partition in (min_cut, budget_partitioner(0.2)):
+                start = time.perf_counter()
+                halves = partition(copy.deepcopy(joint), inputs, **settings)
+                found.append(time.perf_counter() - start)
+            return halves
+
+        x, w = (torch.randn(64, 64, requires_grad=True) for _ in range(2))
+        aot_function(chain, nop, partition_fn=noted)(x, w)
+        nodes, alone, whole = found
+        rows.append([f"{nodes}", f"{alone:.2f}", f"{whole - alone:.2f}"])
+        data[nodes] = found
+    publish("budget-size", ["nodes", "torch's min-cut, s", "the budget beyond, s"], rows, data)
+
+
 def picture() -> None:
     """What the documentation shows of ``memory_report``."""
     folder = save_folder()
@@ -304,6 +335,7 @@ def main() -> None:
     sides = [[head[column], *(row[column] for row in rows)] for column in range(1, len(head))]
     if only in ("", "solvers"):
         solvers()
+        sizes()
         picture()
     publish(f"training-steps-{device}", [head[0], *(row[0] for row in rows)], sides, data)
 

@@ -112,3 +112,19 @@ def test_results_that_are_no_tensors_or_cannot_be_differentiated():
     assert not signs.requires_grad
     assert not detached.requires_grad
     torch.testing.assert_close(torch.autograd.grad(sine.sum(), x)[0], x.detach().cos())
+
+
+@pytest.mark.parametrize("half", ["forward", "backward"])
+def test_a_collective_that_a_graph_would_not_wait_for_is_refused_all_the_same(half):
+    if not hasattr(torch.ops.c10d, "allreduce_"):
+        pytest.skip("this torch has no torch.distributed")
+    from lazyfx_compilers.fusion import make_recipe
+
+    graph = torch.fx.Graph()
+    x = graph.placeholder("tangents_1")
+    graph.output(graph.call_function(torch.ops.c10d.allreduce_.default, ([x], None, None)))
+    gm = torch.fx.GraphModule({}, graph)
+    recipe = make_recipe(nop, budget=None, fallback="eager", overrides={})
+    compiler = {"forward": recipe.fw_compiler, "backward": recipe.bw_compiler}[half]
+    with pytest.raises(NotCompilableError, match="a collective"):
+        compiler(gm, [torch.ones(2)])

@@ -293,3 +293,27 @@ def test_threads_may_compile_forwards_and_backwards_at_once():
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+class LeavesThings(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("seen", None)
+        self.calls = 0
+
+    def forward(self, x):
+        hidden = self.linear(x)
+        self.seen = hidden.detach()
+        self.calls += 1
+        return hidden.sin()
+
+
+def test_a_refused_trace_leaves_nothing_of_its_own_in_the_module():
+    model = LeavesThings()
+    with pytest.raises(NotCompilableError, match="changes"):
+        memory_efficient_fusion(model, codegen=nop)(torch.ones(2, 4))
+    assert model.seen is None
+    assert model.calls == 0
+    model(torch.ones(2, 4))
+    assert type(model.seen) is torch.Tensor

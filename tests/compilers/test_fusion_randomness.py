@@ -144,3 +144,31 @@ def test_attention_is_computed_again_if_it_drops_nothing(dropout):
         assert any("scaled_dot_product" in one.target for one in report.recomputed)
     fused = memory_efficient_fusion(attention, codegen=nop, budget=0)
     torch.testing.assert_close(output_and_gradient(fused, x), output_and_gradient(attention, x))
+
+
+TWO_DRAWS = {
+    "normal_": lambda x: x * torch.empty_like(x).normal_() * torch.empty_like(x).normal_(),
+    "exponential_": lambda x: x.clone().exponential_() - x.clone().exponential_() * x,
+    "rrelu": lambda x: F.rrelu(-x, training=True) * F.rrelu(-x, training=True),
+    "rand": lambda x: torch.rand(x.shape) * torch.rand(x.shape) * x,
+    "dropout": lambda x: F.dropout(x, 0.5) * F.dropout(x, 0.5),
+}
+
+
+@pytest.mark.parametrize("codegen", ["ts", nop], ids=["ts", "nop"])
+@pytest.mark.parametrize("name", TWO_DRAWS)
+def test_two_draws_alike_are_two_draws(name, codegen):
+    x = torch.rand(50).add(0.5).requires_grad_()
+    fused = memory_efficient_fusion(TWO_DRAWS[name], codegen=codegen)
+    expected = output_and_gradient(TWO_DRAWS[name], x)
+    torch.testing.assert_close(output_and_gradient(fused, x), expected)
+
+
+def test_a_partitioner_that_merges_draws_is_refused():
+    from functorch.compile import min_cut_rematerialization_partition
+
+    fused = memory_efficient_fusion(
+        TWO_DRAWS["normal_"], codegen=nop, partitioner=min_cut_rematerialization_partition
+    )
+    with pytest.raises(UnsafeRecomputationError, match="merged it with another draw"):
+        fused(torch.rand(50, requires_grad=True))

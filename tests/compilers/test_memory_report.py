@@ -167,3 +167,34 @@ def test_what_cannot_be_reported_is_refused():
         memory_report(torch.sin, torch.ones(3), codegen=nop)
     with pytest.raises(CompilerError, match="expected at least one tensor"):
         memory_report(lambda x: 3, x, codegen=nop)
+
+
+class Averages(nn.Module):
+    """Rebinds a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        self.mean = self.mean * 0.9 + x.detach().mean(0)
+        return self.linear(x).sin() + self.mean
+
+
+def test_a_buffer_that_is_bound_anew_is_put_back():
+    model = Averages()
+    mean = model.mean
+    memory_report(model, torch.ones(3, 8), codegen=nop)
+    assert model.mean is mean
+    assert not mean.any()
+
+
+def test_errors_name_the_users_module():
+    class Counts(Averages):
+        def forward(self, x):
+            self.calls = getattr(self, "calls", 0) + 1
+            return super().forward(x)
+
+    with pytest.raises(NotCompilableError, match="Counts changes"):
+        memory_report(Counts(), torch.ones(3, 8), codegen=nop)

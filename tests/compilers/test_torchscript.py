@@ -3,6 +3,7 @@
 import pytest
 import torch
 from functorch.compile import aot_function
+from torch import fx
 from torch._functorch import compilers as theirs
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -58,8 +59,19 @@ def test_a_node_torchscript_cannot_take_is_named():
         return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
 
     gm = make_fx(f, tracing_mode="fake")(x)
-    with pytest.raises(TorchScriptUnsupportedError, match="TorchScript cannot take") as caught:
+    with pytest.raises(TorchScriptUnsupportedError, match="TorchScript cannot take node 'cond'"):
         ts_compile(gm, [x])
+
+
+def unknown_to_torchscript(x, *more):
+    return x
+
+
+def test_what_torchscript_said_is_the_cause():
+    graph = fx.Graph()
+    graph.output(graph.call_function(unknown_to_torchscript, (graph.placeholder("x"),)))
+    with pytest.raises(TorchScriptUnsupportedError, match="TorchScript cannot take") as caught:
+        ts_compile(fx.GraphModule({}, graph), [torch.ones(2)])
     assert caught.value.__cause__ is not None
     assert "another compiler" in str(caught.value)
 

@@ -238,5 +238,5 @@ class Budget:
         return Place(
             saved=joint.bytes_of(choice.saved),
             peak=max(*forward, *backward, 0),
-            recomputed=sum(joint.seconds[run.value] for run in runs if run.value in choice.again),
+            recomputed=sum(joint.seconds[value] for value, _ in runs if value in choice.again),
         )

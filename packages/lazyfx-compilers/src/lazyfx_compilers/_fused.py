@@ -14,7 +14,7 @@ from ._graphs import Graphs
 from .errors import NotCompilableError, NoTensorOutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 _MARK = "_lazyfx_fused"
 _SHARED = (
@@ -171,8 +171,16 @@ def _compile_when_called(
 ) -> Callable[..., Any]:
     """An ``aot_function`` of the tensors and numbers of a call; all else is that of the first."""
     compiled: Callable[..., Any] | None = None
+    # AOTAutograd gives tuples back as lists, and inductor takes no plain numbers as results
+    returned: list[Any] = []
+    shape: Any = None
     unused: set[int] = set()
     partition = settings["partition_fn"]
+
+    def filled_in(computed: Sequence[Any]) -> Any:
+        results = iter(computed)
+        leaves = [next(results) if each is _COMPUTED else each for each in returned]
+        return _torch_aot.tree_unflatten(leaves, shape)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal compiled
@@ -186,8 +194,11 @@ def _compile_when_called(
                 filled = fixed.copy()
                 for index, value in zip(traced_at, traced, strict=True):
                     filled[index] = value
+                nonlocal returned, shape
                 args, kwargs = _torch_aot.tree_unflatten(filled, structure)
-                return traceable(*args, **kwargs)
+                results, shape = _torch_aot.tree_flatten(traceable(*args, **kwargs))
+                returned = [_COMPUTED if _is_computed(each) else each for each in results]
+                return [each for each in results if _is_computed(each)]
 
             @functools.wraps(partition)
             def looked_at(joint: Any, *given: Any, **named: Any) -> Any:
@@ -207,9 +218,9 @@ def _compile_when_called(
                 compiled = _torch_aot.aot_function(flat, **settings)
             else:
                 compiled = first
-                return result
-        return compiled(
-            *[leaf.detach() if at in unused else leaf for at, leaf in enumerate(traced)]
+                return filled_in(result)
+        return filled_in(
+            compiled(*[leaf.detach() if at in unused else leaf for at, leaf in enumerate(traced)])
         )
 
     return call
@@ -217,6 +228,13 @@ def _compile_when_called(
 
 def _is_traced(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor) or type(leaf) in (int, float)
+
+
+_COMPUTED = object()
+
+
+def _is_computed(leaf: object) -> bool:
+    return isinstance(leaf, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def _name(what: Any) -> str:
@@ -232,15 +250,18 @@ def _traceable(
     @functools.wraps(run)
     def checked(*args: Any, **kwargs: Any) -> Any:
         before = surroundings()
+        put_back = _snapshot(what)
         try:
             result = run(*args, **kwargs)
         except Exception as error:
+            put_back()
             reason = _torch_aot.why_untraceable(error)
             if reason is None:
                 raise
             raise NotCompilableError(f"memory_efficient_fusion: {name} {reason}") from error
         changed = _guards.first_change(before, surroundings())
         if changed is not None:
+            put_back()
             raise NotCompilableError(
                 f"memory_efficient_fusion: {name} changes {changed!r} when it runs, which is an "
                 "attribute, a global or a variable of its closure; a compiled graph would not do "
@@ -255,3 +276,18 @@ def _traceable(
         return result
 
     return checked
+
+
+def _snapshot(what: Any) -> Callable[[], None]:
+    """Something that puts a module's attributes back: a trace must not leave its tensors there."""
+    homes = []
+    for module in what.modules() if isinstance(what, nn.Module) else ():
+        own = vars(module)
+        homes += [(one, dict(one)) for one in (own, own["_buffers"], own["_modules"])]
+
+    def put_back() -> None:
+        for home, held in homes:
+            home.clear()
+            home.update(held)
+
+    return put_back

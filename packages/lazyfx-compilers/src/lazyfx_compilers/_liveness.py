@@ -11,24 +11,19 @@ generator may fuse operators and never make what one hands to the other.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx
 
 from . import _torch_aot
 
+Step = tuple[tuple[int, ...], tuple[int, ...]]
+"""What one step of a program makes and reads: the pieces of memory behind its value, and the places
+of the earlier steps whose values it reads.
 
-class Step(NamedTuple):
-    """What one step of a program makes and reads.
-
-    Attributes:
-        made: Numbers of the pieces of memory behind its value.
-        sources: Earlier steps whose values it reads.
-    """
-
-    made: tuple[int, ...]
-    sources: Sequence[int]
+A plain tuple of numbers, since there are millions: the garbage collector soon leaves those alone.
+"""
 
 
 class Storages:
@@ -72,11 +67,11 @@ class Storages:
     def steps(self, graph: fx.Graph) -> list[Step]:
         """The nodes of a graph, in order."""
         places: dict[fx.Node, int] = {}
-        found = []
+        found: list[Step] = []
         for place, node in enumerate(graph.nodes):
             places[node] = place
             made = self.behind(node) if node.op != "output" else ()
-            found.append(Step(made, [places[one] for one in node.all_input_nodes]))
+            found.append((made, tuple([places[one] for one in node.all_input_nodes])))
         return found
 
     def _new(self, nbytes: int) -> int:
@@ -100,18 +95,18 @@ def separated(
     """
     origin: dict[int, int] = {}
     found = list(program[:inputs])
-    taken = set(foreign).union(*(step.made for step in found))
-    for step in program[inputs:]:
-        have = {origin.get(one, one): one for s in step.sources for one in found[s].made}
+    taken = set(foreign).union(*(made for made, _ in found))
+    for pieces, sources in program[inputs:]:
+        have = {origin.get(one, one): one for source in sources for one in found[source][0]}
         made = []
-        for one in step.made:
+        for one in pieces:
             piece = have.get(one, one)
             if one not in have and one in taken and one not in foreign:
                 piece = storages.another(one)
                 origin[piece] = one
             made.append(piece)
             taken.add(one)
-        found.append(Step(tuple(made), step.sources))
+        found.append((tuple(made), sources))
     return found
 
 
@@ -124,11 +119,11 @@ def timeline(program: Sequence[Step], sizes: Sequence[int], foreign: Collection[
         foreign: Memory that is somebody else's, and is not counted.
     """
     last: dict[int, int] = {}
-    for index, step in enumerate(program):
-        for number in step.made:
+    for index, (made, sources) in enumerate(program):
+        for number in made:
             last[number] = index
-        for source in step.sources:
-            for number in program[source].made:
+        for source in sources:
+            for number in program[source][0]:
                 last[number] = index
     ends: dict[int, list[int]] = {}
     for number, index in last.items():
@@ -136,8 +131,8 @@ def timeline(program: Sequence[Step], sizes: Sequence[int], foreign: Collection[
             ends.setdefault(index, []).append(number)
     live: set[int] = set(foreign)
     total, found = 0, []
-    for index, step in enumerate(program):
-        for number in step.made:
+    for index, (made, _) in enumerate(program):
+        for number in made:
             if number not in live:
                 live.add(number)
                 total += sizes[number]

@@ -61,14 +61,14 @@ def _backward(joint: Joint, choice: Choice, saved: Collection[int]) -> fx.GraphM
     for value in joint.tangents:
         taken[value] = graph.node_copy(joint.nodes[value])
     steps: list[fx.Node] = []
-    for run in joint.backward(choice):
-        if run.value in taken:
-            steps.append(taken[run.value])
+    for value, sources in joint.backward(choice):
+        if value in taken:
+            steps.append(taken[value])
             continue
-        node = joint.own.get(run.value, joint.nodes[run.value])
+        node = joint.own.get(value, joint.nodes[value])
         read = {
             joint.nodes[one].name: steps[step]
-            for one, step in zip(joint.sources[run.value], run.sources, strict=True)
+            for one, step in zip(joint.sources[value], sources, strict=True)
         }
         steps.append(_copied(graph, node, read))
     for node in graph.nodes:

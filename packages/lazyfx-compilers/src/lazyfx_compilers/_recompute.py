@@ -17,7 +17,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx
@@ -54,11 +54,9 @@ class Choice:
     held: frozenset[int] = frozenset()
 
 
-class Run(NamedTuple):
-    """One step of a backward: which value it makes, and which earlier steps made what it reads."""
-
-    value: int
-    sources: tuple[int, ...]
+Run = tuple[int, tuple[int, ...]]
+"""One step of a backward: the value that it makes, and the places of the earlier steps that made
+what it reads."""
 
 
 class Joint:
@@ -221,11 +219,11 @@ class Joint:
             if value in wanted:
                 wanted.update(self._reads[value])
         where = {value: place for place, value in enumerate(sorted(wanted))}
-        program = [
-            Step(self.behind[value], [where[one] for one in self._reads[value]])
+        program: list[Step] = [
+            (self.behind[value], tuple([where[one] for one in self._reads[value]]))
             for value in sorted(wanted)
         ]
-        program.append(Step((), [where[value] for value in ends]))
+        program.append(((), tuple([where[value] for value in ends])))
         return _liveness.timeline(program, self.storages.sizes, self.foreign)
 
     def backward_timeline(self, choice: Choice, runs: Sequence[Run]) -> list[int]:
@@ -235,7 +233,7 @@ class Joint:
             choice: What is saved.
             runs: What :meth:`backward` gave for it.
         """
-        program = [Step(self.behind[run.value], run.sources) for run in runs]
+        program = [(self.behind[value], sources) for value, sources in runs]
         if choice.held:  # so that values may be made twice
             inputs = len(choice.saved) + len(self.tangents)
             program = _liveness.separated(program, inputs, self.storages, self.foreign)
@@ -247,14 +245,14 @@ class Joint:
         where: dict[int, int] = {}
         for value in (*choice.saved, *self.tangents):
             where[value] = len(runs)
-            runs.append(Run(value, ()))
+            runs.append((value, ()))
         for anchor in self._anchors:
             for source in self.sources[anchor]:
                 if source not in where:
                     self._hold(source, choice.held, where, runs)
                     self._run(source, frozenset(), where, where, runs)
             where[anchor] = len(runs)
-            runs.append(Run(anchor, tuple(where[one] for one in self.sources[anchor])))
+            runs.append((anchor, tuple([where[one] for one in self.sources[anchor]])))
         return runs
 
     def _hold(
@@ -294,9 +292,9 @@ class Joint:
                 continue
             sources = self.sources[value]
             if ready:
-                made = tuple(where[one] if one in where else into[one] for one in sources)
+                made = tuple([where[one] if one in where else into[one] for one in sources])
                 (where if value in held else into)[value] = len(runs)
-                runs.append(Run(value, made))
+                runs.append((value, made))
                 continue
             waiting.append((value, True))
             for source in reversed(sources):

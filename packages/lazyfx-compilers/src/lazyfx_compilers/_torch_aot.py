@@ -22,12 +22,14 @@ import contextlib
 import functools
 import importlib
 import inspect
+import operator
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import fx
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 
 from .errors import SeamError
 
@@ -85,6 +87,23 @@ def phase(gm: fx.GraphModule) -> str:
     if any(name.startswith("tangents") for name in names):
         return "backward"
     return "forward" if any(name.startswith("primals") for name in names) else "inference"
+
+
+def is_higher_order(target: Any) -> bool:
+    """Whether a call takes graphs: ``cond``, ``run_and_save_rng_state``, ..."""
+    return isinstance(target, HigherOrderOperator)
+
+
+def must_be_traced(gm: fx.GraphModule) -> bool:
+    """Whether a graph is Dynamo's and wrong if it is run as it is, not through AOTAutograd.
+
+    With an activation checkpoint it is: run as it is, it draws other random numbers when it
+    computes the forward again, which makes wrong gradients without a word.
+    """
+    return is_dynamo_graph(gm) and any(
+        is_higher_order(node.target) and node.target.name() == "tag_activation_checkpoint"
+        for node in gm.graph.nodes
+    )
 
 
 def operator_packet(target: Any) -> Any:
@@ -145,7 +164,44 @@ def aot_function(function: Callable[..., Any], **settings: Any) -> Callable[...,
     """``functorch.compile.aot_function``; settings this torch does not know are left out."""
     aot = attribute("functorch.compile", "aot_function")
     known = inspect.signature(aot).parameters
-    return aot(function, **{k: v for k, v in settings.items() if k in known})  # type: ignore[no-any-return]
+    compiled = aot(function, **{k: v for k, v in settings.items() if k in known})
+    if not settings.get("dynamic"):
+        return compiled  # type: ignore[no-any-return]
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # A pass over the joint graph fails on some numbers computed from sizes (the n / (n - 1)
+        # of a batch norm), since only Dynamo puts the sizes into the graph as it expects.
+        try:
+            return compiled(*args, **kwargs)
+        except KeyError as error:
+            if not (error.args and getattr(error.args[0], "is_Symbol", False)):
+                raise
+        with _no_tensorify():
+            return compiled(*args, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def _no_tensorify() -> Iterator[None]:
+    passes = importlib.import_module("torch.fx.passes._tensorify_python_scalars")
+    asked = "_is_tensorify_enabled"  # older releases look at the environment each time
+    enabled = getattr(passes, asked, None)
+    variable = "TENSORIFY_PYTHON_SCALARS"
+    before = os.environ.get(variable)
+    os.environ[variable] = "0"
+    if enabled is not None:
+        setattr(passes, asked, lambda: False)
+    try:
+        yield
+    finally:
+        if enabled is not None:
+            setattr(passes, asked, enabled)
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 def compile_dynamo_graph(
@@ -307,6 +363,43 @@ def meta_of_copy(node: fx.Node) -> dict[str, Any]:
         return {"val": value.clone(), "stack_trace": node.meta.get("stack_trace")}
 
 
+def viewed(node: fx.Node) -> fx.Node:
+    """The node whose memory a node's value is a view of, through views of views; or itself.
+
+    Operators tell. What tracing recorded does not: inductor's passes drop a copy and leave the
+    record that what was made of the copy has memory of its own.
+    """
+    while _is_view(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def describe_views(node: fx.Node) -> None:
+    """Record of each view that ``node`` is made of that it shares memory with what it views.
+
+    Without that, inductor takes a copy of it for one that can be left out.
+    """
+    if not _is_view(node):
+        return
+    source: Any = node.args[0]
+    describe_views(source)
+    mode = getattr(node.meta["val"], "fake_mode", None)
+    if node.target is operator.getitem or mode is None:
+        return
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: one.meta["val"])
+    with mode:
+        node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.target is operator.getitem:
+        return _is_view(node.args[0])
+    unsafe = node.target in (torch.ops.aten._unsafe_view.default, torch.ops.aten.alias.default)
+    return unsafe or (isinstance(node.target, OpOverload) and node.target.is_view)
+
+
 def is_pure(target: Any) -> bool:
     """Whether a call computes its result from its arguments and does nothing else."""
     if isinstance(target, OpOverload):
@@ -318,8 +411,7 @@ def output_meta(
     output: fx.Node, results: int, tensors: Sequence[fx.Node], sizes: Sequence[fx.Node]
 ) -> dict[str, Any]:
     """The metadata of a forward's output node, where it saves other values for the backward."""
-    meta = {**output.meta, "output_stack_traces": None}
-    del meta["output_stack_traces"]
+    meta = {key: value for key, value in output.meta.items() if key != "output_stack_traces"}
     before = meta.get("desc")
     if before is None:  # torch before 2.9
         return meta
@@ -365,13 +457,17 @@ def written_inputs(joint: fx.GraphModule, results: int) -> frozenset[str]:
         if node.op == "placeholder" and "tangents" not in str(node.target)
     ]
     output = next(iter(reversed(joint.graph.nodes)))
-    returned: Any = output.args[0]
     metadata = getattr(attribute("torch._guards", "TracingContext").try_get(), "fw_metadata", None)
     described = output.meta.get("desc")
     if metadata is not None:
         infos = getattr(metadata, "input_info", ())
         pairs = zip(primals, infos, strict=False)
-        return frozenset(name for name, one in pairs if getattr(one, "mutates_data", True))
+        return frozenset(
+            name
+            for name, one in pairs
+            # a change of strides (`t_`) counts as a write to autograd too
+            if getattr(one, "mutates_data", True) or getattr(one, "mutates_metadata", False)
+        )
     if described is not None:
         module = importlib.import_module("torch._functorch._aot_autograd.descriptors")
         kind = module.InputMutationAOTOutput
@@ -381,6 +477,7 @@ def written_inputs(joint: fx.GraphModule, results: int) -> frozenset[str]:
             for node in joint.graph.nodes
             if node.op == "placeholder" and node.meta.get("desc") in written
         )
+    returned: Any = output.args[0]
     flat = tree_flatten(returned)[0]
     pairs = zip(primals, flat[results:], strict=False)
     return frozenset(name for name, gradient in pairs if gradient is None)
@@ -399,13 +496,20 @@ def unused_inputs(joint: fx.GraphModule, inputs: int) -> set[int]:
 
 
 @contextlib.contextmanager
-def no_recomputation_settings() -> Iterator[None]:
-    """Torch's partitioner as it is by default, whatever the process's settings say."""
+def partitioner_settings(*, random: bool) -> Iterator[None]:
+    """Torch's partitioner as it is by default, whatever the process's settings say.
+
+    Args:
+        random: Whether the graph draws random numbers more than once. Then common subexpressions
+            are not merged: torch takes two draws with the same arguments for one, if they are of
+            ``normal_``, ``exponential_`` or ``rrelu``.
+    """
     config = importlib.import_module("torch._functorch.config")
     wanted = {
         "activation_memory_budget": 1.0,
         "aggressive_recomputation": False,
         "ban_recompute_not_in_allowlist": True,
+        **({"cse": False} if random else {}),
     }
     with config.patch({name: value for name, value in wanted.items() if hasattr(config, name)}):
         yield

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._ops import OpOverload
 
+from . import _torch_aot
 from .errors import UnsafeRecomputationError
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def never_redrawn(
 ) -> Callable[..., tuple[fx.GraphModule, fx.GraphModule]]:
     """``partition``, refusing a result in which the backward draws the forward's numbers again.
 
+    Refused is also one that draws less often than the joint graph: merging common subexpressions
+    takes two draws with the same arguments for one.
+
     Raises:
         UnsafeRecomputationError: By the result, on compiling; names the operator.
     """
@@ -38,13 +42,14 @@ def never_redrawn(
     def checked(
         joint: fx.GraphModule, joint_inputs: Sequence[Any], **settings: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        before = len(random_operators(joint))
+        before = random_operators(joint)
+        used = [node.name for node in before if node.users]
         forward, backward = partition(joint, joint_inputs, **settings)
         drawn = random_operators(forward)
         later = random_operators(backward)
         names = {node.name for node in drawn}
         again = [node for node in later if node.name in names]
-        if not again and len(drawn) + len(later) > before:
+        if not again and len(drawn) + len(later) > len(before):
             again = later  # a partitioner that renames: one of these is drawn twice
         again = _without_dead(backward, again)
         if again:
@@ -55,9 +60,25 @@ def never_redrawn(
                 "gradients; use torch's default for that setting, or a partitioner that saves the "
                 "results of random operators"
             )
+        names |= {node.name for node in later}
+        if len(names) + _paired(forward) < len(used):
+            gone = next((name for name in used if name not in names), used[-1])
+            raise UnsafeRecomputationError(
+                f"node {gone!r} draws random numbers, and the partitioner that was given has merged"
+                " it with another draw, which makes both the same; use one that does not merge"
+                " (torch._functorch.config.cse = False)"
+            )
         return forward, backward
 
     return checked
+
+
+def _paired(forward: fx.GraphModule) -> int:
+    """How many draws torch has paired with a saved generator state."""
+    return sum(
+        _torch_aot.is_higher_order(node.target) and "rng_state" in node.target.name()
+        for node in forward.graph.nodes
+    )
 
 
 def _without_dead(backward: fx.GraphModule, nodes: list[fx.Node]) -> list[fx.Node]:

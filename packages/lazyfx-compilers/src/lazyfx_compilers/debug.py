@@ -60,7 +60,12 @@ def debug_nop(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[...
         NotCompilableError: ``gm`` is not a ``torch.fx.GraphModule``.
         InvalidGraphError: The graph is wrong; names the node.
     """
-    template = DebugInterpreter(require_graph(gm, "debug_nop"), example_inputs=example_inputs)
+    checked = require_graph(gm, "debug_nop")
+    if _torch_aot.must_be_traced(checked):
+        return _torch_aot.compile_dynamo_graph(
+            checked, example_inputs, fw_compiler=debug_nop, partition_fn=budget_partitioner()
+        )
+    template = DebugInterpreter(checked, example_inputs=example_inputs)
 
     def run(inputs: list[Any]) -> Any:
         return copy.copy(template).boxed_run(inputs)

@@ -31,6 +31,7 @@ from .decompositions import default_decompositions
 from .errors import (
     BudgetError,
     FallbackWarning,
+    InvalidGraphError,
     MissingDependencyError,
     NotCompilableError,
     UnknownOptionError,
@@ -108,8 +109,8 @@ def memory_efficient_fusion(
             shape, since nothing else tells for which shapes a graph is right.
         guard: With ``False`` the first graph is replayed for ever, as the reference does.
         fallback: ``"eager"``: a graph (forward, backward or inference) that the compiler cannot
-            take runs operator by operator instead, with one :class:`FallbackWarning`. None: that
-            is an error.
+            take runs as it was traced, operator by operator, with one :class:`FallbackWarning`.
+            None: that is an error.
         **overrides: ``fw_compiler``, ``bw_compiler``: each taken instead of what ``codegen``
             chooses, and ``partition_fn``: the reference's name of ``partitioner``.
 
@@ -214,13 +215,15 @@ def make_recipe(
             f"memory_efficient_fusion(codegen={codegen!r}): expected 'inductor', 'ts' or a "
             "compiler (gm, example_inputs) -> callable"
         )
-    forward, inference = (
-        _torch_distributed.without_collectives(chosen.get("fw_compiler", one))
-        for one in (forward, inference)
-    )
-    backward = chosen.get("bw_compiler", backward)
+    halves = [
+        chosen.get("fw_compiler", forward),
+        chosen.get("bw_compiler", backward),
+        chosen.get("fw_compiler", inference),
+    ]
     if fallback == "eager":
-        forward, inference, backward = _or_eager((forward, inference, backward))
+        halves = _or_eager(halves)
+    # outermost: what a compiled graph would do wrong, the graph run as it is does wrong, too
+    forward, backward, inference = map(_torch_distributed.without_collectives, halves)
     return Recipe(
         fw_compiler=forward,
         bw_compiler=_torch_aot.locked(backward),
@@ -242,6 +245,8 @@ def _or_eager(compilers: Sequence[FxCompiler]) -> list[FxCompiler]:
             spare = fx.GraphModule(gm, copy.deepcopy(gm.graph))  # inductor changes what it is given
             try:
                 return compiler(gm, example_inputs)
+            except (NotCompilableError, InvalidGraphError):
+                raise  # the graph is what is wrong
             except Exception as error:
                 if not warned:
                     warned.append(_torch_aot.phase(spare))

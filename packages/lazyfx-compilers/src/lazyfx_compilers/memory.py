@@ -50,7 +50,7 @@ def memory_report(
 
     The step is the forward, the sum of its results as a loss, and the gradients of all inputs and
     parameters that require them. It runs a few times, eagerly and compiled. Afterwards arguments,
-    buffers, ``.grad`` and the random number generators are what they were.
+    buffers, ``.grad`` and torch's random number generators are what they were.
 
     Args:
         fn: A function or module, not yet compiled. Not changed.
@@ -196,13 +196,18 @@ def _copy(leaf: Any) -> Any:
 
 @contextlib.contextmanager
 def _unchanged(fn: Any) -> Iterator[None]:
-    """Put random number generators and buffers back afterwards."""
-    buffers = list(fn.buffers()) if isinstance(fn, nn.Module) else []
+    """Put torch's random number generators and buffers back afterwards."""
+    modules = list(fn.modules()) if isinstance(fn, nn.Module) else []
+    homes = [(one._buffers, dict(one._buffers)) for one in modules]
+    buffers = [one for _, held in homes for one in held.values() if one is not None]
     before = [one.detach().clone() for one in buffers]
     with torch.random.fork_rng():
         try:
             yield
         finally:
+            for home, held in homes:  # a forward may have put others there
+                home.clear()
+                home.update(held)
             with torch.no_grad():
                 for buffer, value in zip(buffers, before, strict=True):
                     buffer.copy_(value)
@@ -214,6 +219,7 @@ class _Lined(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        self.__qualname__ = type(module).__qualname__  # for errors
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with UserLines():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import _torch_aot
 from ._types import boxed_graph, require_graph
+from .partition import budget_partitioner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,4 +33,9 @@ def nop(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]
         NotCompilableError: ``gm`` is not a ``torch.fx.GraphModule``.
         InvalidGraphError: The graph is wrong; names the node.
     """
-    return boxed_graph(require_graph(gm, "nop"), "nop")
+    checked = require_graph(gm, "nop")
+    if _torch_aot.must_be_traced(checked):
+        return _torch_aot.compile_dynamo_graph(
+            checked, example_inputs, fw_compiler=nop, partition_fn=budget_partitioner()
+        )
+    return boxed_graph(checked, "nop")

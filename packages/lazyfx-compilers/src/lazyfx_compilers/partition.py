@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from . import _torch_aot
+from . import _torch_aot, _torch_randomness
 from ._budget import Budget, Place
 from ._recompute import Halves
 from ._torch_randomness import never_redrawn
@@ -50,7 +50,8 @@ def budget_partitioner(
         results = int(settings["num_fwd_outputs"])
         written = _torch_aot.written_inputs(joint, results)
         wanted = _torch_aot.budget_setting() if budget is None else budget
-        with _torch_aot.no_recomputation_settings():
+        draws = len(_torch_randomness.random_operators(joint))
+        with _torch_aot.partitioner_settings(random=draws > 1):
             forward, backward = _torch_aot.min_cut_partition(joint, joint_inputs, **settings)
         _copy_what_is_written(forward, backward, results, written)
         if wanted == 1:
@@ -65,7 +66,7 @@ def budget_partitioner(
 def _copy_what_is_written(
     forward: fx.GraphModule, backward: fx.GraphModule, results: int, written: frozenset[str]
 ) -> None:
-    """Save copies of inputs that are written before the backward runs, instead of the inputs.
+    """Save copies of inputs that are written before the backward runs, and of views of them.
 
     Torch's partitioner saves an input where eager saves what follows from it, since it takes no
     memory; if it is a buffer that the module writes to, the backward then finds it changed.
@@ -73,10 +74,13 @@ def _copy_what_is_written(
     output = forward.graph.output_node()
     returned: list[Any] = list(output.args[0])  # type: ignore[arg-type]
     first = next(node for node in forward.graph.nodes if node.op != "placeholder")
+    inputs = [node for node in forward.graph.nodes if node.op == "placeholder"]
+    at_risk = {node for node in inputs if node.name in written}
     for place, node in enumerate(returned[results:], start=results):
-        if not isinstance(node, fx.Node) or node.op != "placeholder" or node.name not in written:
+        if not isinstance(node, fx.Node) or _torch_aot.viewed(node) not in at_risk:
             continue
-        with forward.graph.inserting_before(first):
+        _torch_aot.describe_views(node)
+        with forward.graph.inserting_before(first if node.op == "placeholder" else node.next):
             copied = forward.graph.call_function(torch.ops.aten.clone.default, (node,))
         copied.meta.update(_torch_aot.meta_of_copy(node))
         returned[place] = copied

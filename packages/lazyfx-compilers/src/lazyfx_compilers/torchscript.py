@@ -88,17 +88,52 @@ def _compile(
         )
     name = compiler.__name__
     with _torch_aot.outside_fake_mode(), _torch_aot.jit_autocast_disabled(), _quiet():
-        prepared, in_box = _prepare(gm, example_inputs)
+        prepared, in_box = _prepare(gm, example_inputs, name)
         try:
             program: torch.jit.ScriptModule = torch.jit.script(prepared)
             if optimise:
                 _torch_aot.jit_remove_mutation(program.graph)
-            program = torch.jit.freeze(program.eval())
-            if optimise:
-                program = torch.jit.optimize_for_inference(program)
+            if not _calls_modules_that_train(gm):  # freezing would put them in evaluation mode
+                program = torch.jit.freeze(program.eval())
+                if optimise:
+                    program = torch.jit.optimize_for_inference(program)
         except Exception as error:
             raise TorchScriptUnsupportedError(_explain(prepared, error, name)) from error
-    return boxed(functools.partial(_run, program, in_box), name)
+    owned = _with_fresh_constants(program, gm.graph)
+    return boxed(functools.partial(_run, owned, in_box), name)
+
+
+def _calls_modules_that_train(gm: fx.GraphModule) -> bool:
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    return any(gm.get_submodule(target).training for target in called)
+
+
+def _with_fresh_constants(program: Callable[..., Any], graph: fx.Graph) -> Callable[..., Any]:
+    """``program``, copying those results that freezing has made constants.
+
+    The caller owns the results and may write to them; the next call must not give that back.
+    """
+    depends: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not depends.isdisjoint(node.all_input_nodes):
+            depends.add(node)
+    leaves, _ = _torch_aot.tree_flatten(graph.output_node().args[0])
+    fixed = [
+        place
+        for place, node in enumerate(leaves)
+        if isinstance(node, torch.fx.Node) and node not in depends
+    ]
+    if not fixed:
+        return program
+
+    def run(*inputs: Any) -> Any:
+        results, structure = _torch_aot.tree_flatten(program(*inputs))
+        for place in fixed:
+            if isinstance(results[place], torch.Tensor):
+                results[place] = results[place].clone()
+        return _torch_aot.tree_unflatten(results, structure)
+
+    return run
 
 
 def _run(program: Callable[..., Any], in_box: Sequence[bool], inputs: list[Any]) -> Any:
@@ -113,7 +148,7 @@ def _run(program: Callable[..., Any], in_box: Sequence[bool], inputs: list[Any])
 
 
 def _prepare(
-    gm: fx.GraphModule, example_inputs: Sequence[Any]
+    gm: fx.GraphModule, example_inputs: Sequence[Any], compiler: str
 ) -> tuple[LazyGraphModule, list[bool]]:
     """A copy of the graph in TorchScript's words, over the same attributes.
 
@@ -124,6 +159,16 @@ def _prepare(
         The copy, and of each input whether it goes into the list.
     """
     copied = LazyGraphModule(gm, copy.deepcopy(gm.graph), type(gm).__name__)
+    for node in copied.graph.nodes:
+        # the user's annotations: text where they are not evaluated, or types it does not know
+        if node.op == "output" or isinstance(node.type, str):
+            node.type = None
+        if _torch_aot.is_higher_order(node.target):
+            raise TorchScriptUnsupportedError(
+                f"{compiler}: TorchScript cannot take node {node.name!r} ({node.op} "
+                f"{node.target}): it has no operators on graphs; use another compiler (nop, or "
+                "memory_efficient_fusion with codegen='inductor')"
+            )
     placeholders = [node for node in copied.graph.nodes if node.op == "placeholder"]
     in_box = []
     for index, node in enumerate(placeholders):
@@ -144,7 +189,7 @@ def _prepare(
             node.target = torch.ops.aten.to
             node.args = (node.args[0], node.kwargs["dtype"], False, True)
             node.kwargs = {}
-        node.target = _torch_aot.operator_packet(node.target)
+        node.target = _NUMBERS.get(node.target, _torch_aot.operator_packet(node.target))
         node.args = fx_map(node.args, _device_as_text)
         node.kwargs = fx_map(node.kwargs, _device_as_text)
     copied.recompile()
@@ -171,6 +216,14 @@ _SCALARS: tuple[tuple[Any, type], ...] = (
     ((float, torch.SymFloat), float),
     (str, str),
 )
+
+
+_NUMBERS: dict[Any, Any] = {
+    torch.sym_float: float,
+    torch.sym_int: int,
+    torch.sym_max: max,
+    torch.sym_min: min,
+}
 
 
 def _device_as_text(value: Any) -> Any:
