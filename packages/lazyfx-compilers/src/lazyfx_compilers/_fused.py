@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from . import _guards, _torch_aot, _torch_distributed
+from . import _guards, _torch_aot, _torch_distributed, _torch_partition
 from ._graphs import Graphs
 from .errors import NotCompilableError, NoTensorOutputError
 
@@ -163,7 +163,7 @@ def _compile_module(module: nn.Module, settings: Mapping[str, Any]) -> Callable[
 
 
 class _UnusedInputsError(Exception):
-    """Says that tracing has to begin anew."""
+    """Some inputs are read by nothing: tracing begins anew, with those detached."""
 
 
 def _compile_when_called(
@@ -201,8 +201,8 @@ def _compile_when_called(
                 return [each for each in results if _is_computed(each)]
 
             @functools.wraps(partition)
-            def looked_at(joint: Any, *given: Any, **named: Any) -> Any:
-                for at in _torch_aot.unused_inputs(joint, len(traced)):
+            def partition_if_all_is_used(joint: Any, *given: Any, **named: Any) -> Any:
+                for at in _torch_partition.unused_inputs(joint, len(traced)):
                     if getattr(traced[at], "requires_grad", False):
                         unused.add(at)
                 if unused:
@@ -211,7 +211,9 @@ def _compile_when_called(
 
             # An edge to a parameter that has no gradient would tell DistributedDataParallel that
             # there is one, of zeros: such parameters go in without.
-            first = _torch_aot.aot_function(flat, **{**settings, "partition_fn": looked_at})
+            first = _torch_aot.aot_function(
+                flat, **{**settings, "partition_fn": partition_if_all_is_used}
+            )
             try:
                 result = first(*traced)
             except _UnusedInputsError:

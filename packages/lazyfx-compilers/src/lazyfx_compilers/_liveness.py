@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from . import _torch_aot
+from . import _torch_aot, _torch_partition
 
 Step = tuple[tuple[int, ...], tuple[int, ...]]
 """What one step of a program makes and reads: the pieces of memory behind its value, and the places
@@ -45,7 +45,7 @@ class Storages:
             found = []
             for value in _torch_aot.tree_flatten(node.meta.get("val"))[0]:
                 if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-                    key, nbytes = _torch_aot.storage_of(value)
+                    key, nbytes = _torch_partition.storage_of(value)
                     if key not in self._numbers:
                         self._numbers[key] = self._new(nbytes)
                     found.append(self._numbers[key])

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import fx
 
-from . import _liveness, _torch_aot
+from . import _liveness, _torch_partition
 from ._recompute import Choice, Halves, Joint, dropout_mask, has_place
 
 
@@ -32,7 +32,7 @@ def rebuilt(joint: Joint, choice: Choice) -> Halves:
     output = next(iter(reversed(forward.graph.nodes)))
     results = [made[one.name] if isinstance(one, fx.Node) else one for one in joint.returned]
     kept = [made[joint.nodes[value].name] for value in (*tensors, *sizes)]
-    meta = _torch_aot.output_meta(
+    meta = _torch_partition.output_meta(
         output,
         len(results),
         [joint.nodes[value] for value in tensors],
@@ -42,7 +42,7 @@ def rebuilt(joint: Joint, choice: Choice) -> Halves:
     # what was made for the backward alone, and is not saved any more
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or has_place(node))
     return Halves(
-        forward=_torch_aot.graph_module((forward,), graph),
+        forward=_torch_partition.graph_module((forward,), graph),
         backward=_backward(joint, choice, (*sizes, *tensors)),
         results=joint.halves.results,
         written=joint.halves.written,
@@ -75,7 +75,7 @@ def _backward(joint: Joint, choice: Choice, saved: Collection[int]) -> fx.GraphM
         if node.op in ("call_function", "get_attr"):
             node.meta["autograd_backward"] = True
     graph.eliminate_dead_code()
-    return _torch_aot.graph_module((backward, joint.halves.forward), graph)
+    return _torch_partition.graph_module((backward, joint.halves.forward), graph)
 
 
 def _copied(graph: fx.Graph, node: fx.Node, made: Mapping[str, fx.Node]) -> fx.Node:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from . import _liveness, _torch_aot, _torch_randomness
+from . import _liveness, _torch_partition, _torch_randomness
 from ._liveness import Step, Storages
 
 _FLOPS, _BYTES = 5e10, 1e10  # a second's worth; only the ratio counts
@@ -120,7 +120,7 @@ class Joint:
         self._results = [numbers[one.name] for one in self.returned if isinstance(one, fx.Node)]
         self._anchors = self._late(backward, numbers)
         self.seconds = [_seconds(self, value) for value in range(len(self.nodes))]
-        self._bound = _torch_aot.symbols([self.nodes[value] for value in self.kept])
+        self._bound = _torch_partition.symbols([self.nodes[value] for value in self.kept])
 
     def _late(self, backward: fx.Graph, numbers: Mapping[str, int]) -> list[int]:
         """What keeps its place in the backward: it follows from gradients, or does something."""
@@ -185,7 +185,7 @@ class Joint:
                 computed.append(value)
                 waiting += self.sources[value]
             elif node.op == "placeholder" or self.fixed[value] or self._hides_fixed(value, saved):
-                unknown = bool(_torch_aot.symbols([node]) - self._bound)
+                unknown = bool(_torch_partition.symbols([node]) - self._bound)
                 if node.op == "get_attr" or node.name in self.halves.written or unknown:
                     return None
                 kept.append(value)
@@ -314,7 +314,7 @@ def is_fixed(node: fx.Node, written: frozenset[str]) -> bool:
     if node.target is operator.getitem:
         return is_fixed(node.args[0], written)  # type: ignore[arg-type]
     return (
-        not _torch_aot.is_pure(node.target)
+        not _torch_partition.is_pure(node.target)
         or _torch_randomness.draws(node)
         or "must_be_in_forward" in node.meta.get("partitioner_tag", "")
     )
@@ -342,7 +342,7 @@ def sources_of(node: fx.Node) -> list[fx.Node]:
 def has_place(node: fx.Node) -> bool:
     """Whether a node does more than compute, so that it stays where it is."""
     return node.op == "call_function" and (
-        not _torch_aot.is_pure(node.target) or _torch_randomness.draws(node)
+        not _torch_partition.is_pure(node.target) or _torch_randomness.draws(node)
     )
 
 
@@ -352,4 +352,4 @@ def _seconds(joint: Joint, value: int) -> float:
     if node.op != "call_function" or node.target is operator.getitem:
         return 0.0
     touched = [one for each in (value, *joint.sources[value]) for one in joint.behind[each]]
-    return _torch_aot.flops(node) / _FLOPS + joint.storages.total(touched) / _BYTES
+    return _torch_partition.flops(node) / _FLOPS + joint.storages.total(touched) / _BYTES

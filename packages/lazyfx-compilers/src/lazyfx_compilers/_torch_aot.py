@@ -6,12 +6,13 @@ torch take seconds to load, so every function imports what it needs.
 =====================================================  =====================================
 private name                                           used for
 =====================================================  =====================================
-``functorch.compile`` (aot_function, partitioners)     compiling a function forward and back
+``functorch.compile.aot_function``                     compiling a function forward and back
+``torch.fx.passes._tensorify_python_scalars``          a pass that fails, left out then
 ``torch._dynamo.backends.common.aot_autograd``         compiling a Dynamo graph
 ``torch._dynamo.convert_frame.compile_lock``           compiling one thing at a time
 ``torch._subclasses.fake_tensor``                      fake mode: stepping out, explaining errors
 ``torch._ops``                                         telling ATen graphs from Dynamo graphs
-``torch._C._jit_*``                                    TorchScript's autocast and mutation pass
+``torch._C._jit_*``, ``torch._C.ScriptList``           TorchScript's autocast, passes and lists
 ``torch.utils._pytree``                                flattening arguments
 =====================================================  =====================================
 """
@@ -22,7 +23,6 @@ import contextlib
 import functools
 import importlib
 import inspect
-import operator
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from .errors import SeamError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch.utils._pytree import TreeSpec
 
@@ -226,16 +226,6 @@ def compile_dynamo_graph(
     return aot_autograd(**settings)(gm, example_inputs)  # type: ignore[no-any-return]
 
 
-def min_cut_partition(
-    joint: fx.GraphModule, joint_inputs: Sequence[Any], **settings: Any
-) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Torch's min-cut rematerialization partitioner."""
-    partition = attribute("functorch.compile", "min_cut_rematerialization_partition")
-    known = inspect.signature(partition).parameters
-    kept = {k: v for k, v in settings.items() if k in known}
-    return partition(joint, joint_inputs, **kept)  # type: ignore[no-any-return]
-
-
 def why_untraceable(error: Exception) -> str | None:
     """What a traced function did that tracing cannot follow, if that is what ``error`` says."""
     fake = importlib.import_module("torch._subclasses.fake_tensor")
@@ -312,210 +302,3 @@ def attribute(module: str, name: str) -> Any:
             f"torch {torch.__version__} has no {module}.{name}, which lazyfx-compilers relies on; "
             "use a release of lazyfx-compilers that knows this torch"
         ) from error
-
-
-# --- values that tracing left behind -----------------------------------------------------------
-
-
-def storage_of(value: torch.Tensor) -> tuple[int, int]:
-    """Something that tells the storage of a (fake) tensor from others, and its size in bytes."""
-    storage = value.untyped_storage()
-    return int(storage._cdata), hint(storage.nbytes())
-
-
-@functools.cache
-def _flop_formulas() -> dict[Any, Callable[..., Any]]:
-    return dict(attribute("torch.utils.flop_counter", "flop_registry"))
-
-
-def flops(node: fx.Node) -> int:
-    """Floating-point operations of a product, convolution or attention; 0 for all else."""
-    formula = _flop_formulas().get(operator_packet(node.target))
-    if formula is None:
-        return 0
-
-    def described(value: Any) -> Any:
-        return value.meta.get("val") if isinstance(value, fx.Node) else value
-
-    args = fx.node.map_aggregate(node.args, described)
-    kwargs = fx.node.map_aggregate(node.kwargs, described)
-    try:
-        return hint(formula(*args, **kwargs, out_val=node.meta.get("val")))
-    except Exception:  # a formula for other arguments; it is an estimate
-        return 0
-
-
-def symbols(nodes: Iterable[fx.Node]) -> set[Any]:
-    """The symbols in the sizes of some values."""
-    free = attribute("torch.fx.experimental.symbolic_shapes", "free_symbols")
-    found: set[Any] = set()
-    for node in nodes:
-        value = node.meta.get("val")
-        if isinstance(value, (torch.Tensor, torch.SymInt, torch.SymFloat)):
-            found |= set(free(value))
-    return found
-
-
-def meta_of_copy(node: fx.Node) -> dict[str, Any]:
-    """The metadata of a copy of a node's value."""
-    value = node.meta["val"]
-    with getattr(value, "fake_mode", contextlib.nullcontext()):
-        return {"val": value.clone(), "stack_trace": node.meta.get("stack_trace")}
-
-
-def viewed(node: fx.Node) -> fx.Node:
-    """The node whose memory a node's value is a view of, through views of views; or itself.
-
-    Operators tell. What tracing recorded does not: inductor's passes drop a copy and leave the
-    record that what was made of the copy has memory of its own.
-    """
-    while _is_view(node):
-        node = node.args[0]  # type: ignore[assignment]
-    return node
-
-
-def describe_views(node: fx.Node) -> None:
-    """Record of each view that ``node`` is made of that it shares memory with what it views.
-
-    Without that, inductor takes a copy of it for one that can be left out.
-    """
-    if not _is_view(node):
-        return
-    source: Any = node.args[0]
-    describe_views(source)
-    mode = getattr(node.meta["val"], "fake_mode", None)
-    if node.target is operator.getitem or mode is None:
-        return
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: one.meta["val"])
-    with mode:
-        node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _is_view(node: fx.Node) -> bool:
-    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    if node.target is operator.getitem:
-        return _is_view(node.args[0])
-    unsafe = node.target in (torch.ops.aten._unsafe_view.default, torch.ops.aten.alias.default)
-    return unsafe or (isinstance(node.target, OpOverload) and node.target.is_view)
-
-
-def is_pure(target: Any) -> bool:
-    """Whether a call computes its result from its arguments and does nothing else."""
-    if isinstance(target, OpOverload):
-        return not target._schema.is_mutable and target.namespace in ("aten", "prims")
-    return getattr(target, "__module__", "") in ("_operator", "math", "torch", "builtins")
-
-
-def output_meta(
-    output: fx.Node, results: int, tensors: Sequence[fx.Node], sizes: Sequence[fx.Node]
-) -> dict[str, Any]:
-    """The metadata of a forward's output node, where it saves other values for the backward."""
-    meta = {key: value for key, value in output.meta.items() if key != "output_stack_traces"}
-    before = meta.get("desc")
-    if before is None:  # torch before 2.9
-        return meta
-    module = importlib.import_module("torch._functorch._aot_autograd.descriptors")
-    plain = module.SavedForBackwardsAOTOutput
-    last = getattr(module, "SavedForBackwardsNoVcCheckAOTOutput", plain)
-    saved = [
-        (last if node.meta.get("saved_tensor_with_no_vc_check", False) else plain)(index)
-        for index, node in enumerate((*tensors, *sizes))
-    ]
-    return {**meta, "desc": [*before[:results], *saved]}
-
-
-def graph_module(sources: Sequence[fx.GraphModule], graph: fx.Graph) -> fx.GraphModule:
-    """A graph as a module like the first of ``sources``; attributes come from any that has them."""
-    found: dict[str, Any] = {}
-    for node in graph.nodes:
-        if node.op in ("get_attr", "call_module"):
-            target = str(node.target)
-            found[target] = next(
-                value for one in sources if (value := _attribute_of(one, target)) is not None
-            )
-    made = fx.GraphModule(found, graph, type(sources[0]).__name__)
-    made.meta.update(sources[0].meta)
-    return made
-
-
-def _attribute_of(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name, None)
-    return module
-
-
-def written_inputs(joint: fx.GraphModule, results: int) -> frozenset[str]:
-    """The names of inputs that may be written to by the time the backward runs.
-
-    Torch says so on the graph since 2.9, and in the context it traces in. Where neither does, all
-    that do not require grad may be.
-    """
-    primals = [
-        node.name
-        for node in joint.graph.nodes
-        if node.op == "placeholder" and "tangents" not in str(node.target)
-    ]
-    output = next(iter(reversed(joint.graph.nodes)))
-    metadata = getattr(attribute("torch._guards", "TracingContext").try_get(), "fw_metadata", None)
-    described = output.meta.get("desc")
-    if metadata is not None:
-        infos = getattr(metadata, "input_info", ())
-        pairs = zip(primals, infos, strict=False)
-        return frozenset(
-            name
-            for name, one in pairs
-            # a change of strides (`t_`) counts as a write to autograd too
-            if getattr(one, "mutates_data", True) or getattr(one, "mutates_metadata", False)
-        )
-    if described is not None:
-        module = importlib.import_module("torch._functorch._aot_autograd.descriptors")
-        kind = module.InputMutationAOTOutput
-        written = [one.mutated_input for one in described[:results] if isinstance(one, kind)]
-        return frozenset(
-            node.name
-            for node in joint.graph.nodes
-            if node.op == "placeholder" and node.meta.get("desc") in written
-        )
-    returned: Any = output.args[0]
-    flat = tree_flatten(returned)[0]
-    pairs = zip(primals, flat[results:], strict=False)
-    return frozenset(name for name, gradient in pairs if gradient is None)
-
-
-def unused_inputs(joint: fx.GraphModule, inputs: int) -> set[int]:
-    """The positions of inputs that nothing in a joint graph reads, if it has ``inputs`` of them."""
-    primals = [
-        node
-        for node in joint.graph.nodes
-        if node.op == "placeholder" and "tangents" not in str(node.target)
-    ]
-    if len(primals) != inputs:  # one came twice, or they are views of one tensor
-        return set()
-    return {index for index, node in enumerate(primals) if not node.users}
-
-
-@contextlib.contextmanager
-def partitioner_settings(*, random: bool) -> Iterator[None]:
-    """Torch's partitioner as it is by default, whatever the process's settings say.
-
-    Args:
-        random: Whether the graph draws random numbers more than once. Then common subexpressions
-            are not merged: torch takes two draws with the same arguments for one, if they are of
-            ``normal_``, ``exponential_`` or ``rrelu``.
-    """
-    config = importlib.import_module("torch._functorch.config")
-    wanted = {
-        "activation_memory_budget": 1.0,
-        "aggressive_recomputation": False,
-        "ban_recompute_not_in_allowlist": True,
-        **({"cse": False} if random else {}),
-    }
-    with config.patch({name: value for name, value in wanted.items() if hasattr(config, name)}):
-        yield
-
-
-def budget_setting() -> float:
-    """Torch's own setting of a budget for saved activations, as a fraction."""
-    config = importlib.import_module("torch._functorch.config")
-    return float(getattr(config, "activation_memory_budget", 1.0))

@@ -20,7 +20,7 @@ _CLASSES = (
 
 
 def wrapper(module: nn.Module) -> str | None:
-    """What makes one of several processes' copies of a module of it, by hooks or by its forward."""
+    """The name of what distributes a module over processes, if anything does: DDP, FSDP, ..."""
     for home, name in _CLASSES:
         kind = getattr(sys.modules.get(home), name, None)  # not imported: nothing is one
         if kind is not None and isinstance(module, kind):

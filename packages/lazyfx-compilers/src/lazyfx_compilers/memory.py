@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from . import _checks, _liveness, _torch_aot, _torch_randomness
+from . import _checks, _liveness, _torch_aot, _torch_partition, _torch_randomness
 from ._fused import FusedModule, fused_function, is_fused
 from ._memory_data import MemoryReport, RecomputedValue, SavedValue, Simulation, Usage
 from ._recompute import Choice, Halves, Joint
@@ -86,7 +86,7 @@ def memory_report(
         joint: fx.GraphModule, joint_inputs: Sequence[Any], **settings: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         results = int(settings["num_fwd_outputs"])
-        written = _torch_aot.written_inputs(joint, results)
+        written = _torch_partition.written_inputs(joint, results)
         forward, backward = recipe.partition_fn(joint, joint_inputs, **settings)
         # at once: code generators change the graphs that they are given
         halves = Halves(forward=forward, backward=backward, results=results, written=written)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from . import _torch_aot, _torch_randomness
+from . import _torch_partition, _torch_randomness
 from ._budget import Budget, Place
 from ._recompute import Halves
 from ._torch_randomness import never_redrawn
@@ -48,11 +48,11 @@ def budget_partitioner(
         joint: fx.GraphModule, joint_inputs: Sequence[Any], **settings: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         results = int(settings["num_fwd_outputs"])
-        written = _torch_aot.written_inputs(joint, results)
-        wanted = _torch_aot.budget_setting() if budget is None else budget
+        written = _torch_partition.written_inputs(joint, results)
+        wanted = _torch_partition.budget_setting() if budget is None else budget
         draws = len(_torch_randomness.random_operators(joint))
-        with _torch_aot.partitioner_settings(random=draws > 1):
-            forward, backward = _torch_aot.min_cut_partition(joint, joint_inputs, **settings)
+        with _torch_partition.partitioner_settings(random=draws > 1):
+            forward, backward = _torch_partition.min_cut_partition(joint, joint_inputs, **settings)
         _copy_what_is_written(forward, backward, results, written)
         if wanted == 1:
             return forward, backward
@@ -77,12 +77,12 @@ def _copy_what_is_written(
     inputs = [node for node in forward.graph.nodes if node.op == "placeholder"]
     at_risk = {node for node in inputs if node.name in written}
     for place, node in enumerate(returned[results:], start=results):
-        if not isinstance(node, fx.Node) or _torch_aot.viewed(node) not in at_risk:
+        if not isinstance(node, fx.Node) or _torch_partition.viewed(node) not in at_risk:
             continue
-        _torch_aot.describe_views(node)
+        _torch_partition.describe_views(node)
         with forward.graph.inserting_before(first if node.op == "placeholder" else node.next):
             copied = forward.graph.call_function(torch.ops.aten.clone.default, (node,))
-        copied.meta.update(_torch_aot.meta_of_copy(node))
+        copied.meta.update(_torch_partition.meta_of_copy(node))
         returned[place] = copied
         taken = next(one for one in backward.graph.nodes if one.name == node.name)
         with backward.graph.inserting_before(taken):
