@@ -24,7 +24,7 @@ TORCHES = ["2.6.0", "2.9.1", "2.11.0", "2.13.0", "2.14.1", "2.15.0"]
 # Which sibling packages each package may see: what its pyproject.toml declares.
 SIBLINGS = {"core": [], "ltc": ["core"], "compilers": ["core"]}
 # Optional dependencies that a package's own tests exercise.
-EXTRAS = {"core": "[testing]", "compilers": "[data]"}
+EXTRAS = {"core": "[testing]", "compilers": "[data,plot]"}
 TESTING = ["numpy", "safetensors", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
 
 # What the zoo and the table of operators in tests/ltc need; without them, parts are skipped.

@@ -245,6 +245,9 @@ def _describe(halves: Halves) -> dict[str, Any]:
     inputs = len(_liveness.inputs(halves.backward.graph))
     steps = _liveness.separated(steps, inputs, joint.storages, joint.foreign)
     backward = _liveness.timeline(steps, joint.storages.sizes, joint.foreign)
+    backward[:inputs] = [
+        max(backward[:inputs], default=0)
+    ] * inputs  # they are there from the start
     saved, counted = [], set(joint.foreign)
     for value in joint.kept:
         fresh = set(joint.behind[value]) - counted
