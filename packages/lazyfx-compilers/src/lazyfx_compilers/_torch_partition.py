@@ -219,21 +219,30 @@ def unused_inputs(joint: fx.GraphModule, inputs: int) -> set[int]:
     return {index for index, node in enumerate(primals) if not node.users}
 
 
+def would_be_merged(draws: Sequence[fx.Node]) -> bool:
+    """Whether torch's pass for common subexpressions may take two draws for one.
+
+    It has a list of operators that it leaves alone, which lacks the functional forms of
+    ``normal_``, ``exponential_`` and ``rrelu``, among others.
+    """
+    left_alone = attribute("torch._functorch.compile_utils", "rand_ops")
+    others = [one.target for one in draws if operator_packet(one.target) not in left_alone]
+    return len(set(others)) < len(others)
+
+
 @contextlib.contextmanager
-def partitioner_settings(*, random: bool) -> Iterator[None]:
+def partitioner_settings(*, merging: bool) -> Iterator[None]:
     """Torch's partitioner as it is by default, whatever the process's settings say.
 
     Args:
-        random: Whether the graph draws random numbers more than once. Then common subexpressions
-            are not merged: torch takes two draws with the same arguments for one, if they are of
-            ``normal_``, ``exponential_`` or ``rrelu``.
+        merging: Whether common subexpressions are merged.
     """
     config = importlib.import_module("torch._functorch.config")
     wanted = {
         "activation_memory_budget": 1.0,
         "aggressive_recomputation": False,
         "ban_recompute_not_in_allowlist": True,
-        **({"cse": False} if random else {}),
+        "cse": merging,
     }
     with config.patch({name: value for name, value in wanted.items() if hasattr(config, name)}):
         yield

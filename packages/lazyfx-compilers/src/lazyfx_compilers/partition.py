@@ -50,8 +50,9 @@ def budget_partitioner(
         results = int(settings["num_fwd_outputs"])
         written = _torch_partition.written_inputs(joint, results)
         wanted = _torch_partition.budget_setting() if budget is None else budget
-        draws = len(_torch_randomness.random_operators(joint))
-        with _torch_partition.partitioner_settings(random=draws > 1):
+        draws = _torch_randomness.random_operators(joint)
+        merging = not _torch_partition.would_be_merged(draws)
+        with _torch_partition.partitioner_settings(merging=merging):
             forward, backward = _torch_partition.min_cut_partition(joint, joint_inputs, **settings)
         _copy_what_is_written(forward, backward, results, written)
         if wanted == 1:
