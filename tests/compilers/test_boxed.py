@@ -1,6 +1,5 @@
 """Inputs are freed as soon as they were used for the last time."""
 
-import itertools
 import weakref
 
 import pytest
@@ -68,18 +67,10 @@ def test_what_the_graph_refers_to_is_looked_up_when_called():
     assert not run(torch.ones(1, 2)).any()
 
 
-def most_bytes_at_a_time(run):
-    with torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profile:
-        run()
-    events = sorted(profile.kineto_results.events(), key=lambda one: one.start_ns())
-    changes = [one.nbytes() for one in events if one.name() == "[memory]"]
-    return max(itertools.accumulate(changes))
-
-
 @pytest.mark.parametrize(
     "name", ["nop", "print_compile", "draw_graph_compile", "ts_compile", "simple_ts_compile"]
 )
-def test_memory_of_inputs_goes_with_their_last_use(name, tmp_path, capsys):
+def test_memory_of_inputs_goes_with_their_last_use(name, tmp_path, capsys, most_bytes_at_a_time):
     compilers = {
         "draw_graph_compile": draw_graph_compile(tmp_path / "graph.svg"),
         **{each.__name__: each for each in (nop, print_compile, simple_ts_compile, ts_compile)},

@@ -1,6 +1,5 @@
 """Budgets for what the forward saves: kept, right at every fraction, and never a higher peak."""
 
-import itertools
 import warnings
 
 import pytest
@@ -215,27 +214,20 @@ def test_a_smaller_budget_never_peaks_higher_if_that_can_be_had():
     assert before.peak < 0.4 * first.peak
 
 
-def measured_peak(model, x, budget):
-    """The most bytes that a step has allocated at a time, counted by torch's profiler."""
-    torch.manual_seed(7)
-    run = memory_efficient_fusion(model, codegen=nop, budget=budget)
-    gradient = torch.ones_like(run(x))
-    wanted = [x, *model.parameters()]
-    with torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profile:
-        torch.autograd.grad(run(x), wanted, gradient)
-    events = sorted(profile.kineto_results.events(), key=lambda one: one.start_ns())
-    changes = [one.nbytes() for one in events if one.name() == "[memory]"]
-    return max(itertools.accumulate(changes))
-
-
-def test_the_peak_is_what_was_foretold():
+def test_the_peak_is_what_was_foretold(most_bytes_at_a_time):
     model, x = six_blocks()
     x.requires_grad_()
     ways = ways_of(model, x)
     whole = ways.places[0].saved
+    wanted = [x, *model.parameters()]
     for budget in (1, 0.6, 0.3, 0.05):
+        run = memory_efficient_fusion(model, codegen=nop, budget=budget)
+        gradient = torch.ones_like(run(x))
+        seen = most_bytes_at_a_time(
+            lambda run=run, gradient=gradient: torch.autograd.grad(run(x), wanted, gradient)
+        )
         place, _ = ways.within(int(budget * whole))
-        assert measured_peak(model, x, budget) == pytest.approx(place.peak, rel=0.02)
+        assert seen == pytest.approx(place.peak, rel=0.02)
 
 
 def test_bytes():

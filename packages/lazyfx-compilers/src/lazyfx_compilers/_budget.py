@@ -105,8 +105,7 @@ class Budget:
 
     def _checkpoints(self, groups: Sequence[Sequence[int]]) -> Iterator[Choice]:
         """The forward in segments of which all borders, some or none are kept."""
-        borders = self._borders(groups)
-        for number, cuts in enumerate(borders):
+        for cuts in self._borders(groups):
             every = [value for cut in cuts for value in cut]
             found = self._with_borders(groups, every)
             if found is None:
@@ -116,7 +115,7 @@ class Budget:
             outer = (
                 [value for cut in cuts[apart - 1 :: apart] for value in cut] if apart > 1 else []
             )
-            for kept in ([], outer) if number and len(cuts) > 1 else ():
+            for kept in ([], *([outer] if outer else [])) if len(cuts) > 1 else ():
                 part = self._with_borders(groups, kept)
                 if part is not None:
                     held = frozenset(every) & part.again.keys()
@@ -206,7 +205,7 @@ class Budget:
         # What several need is counted for the first, as if all were dropped: else this would take
         # as many steps as there are pairs of values.
         for group in sorted(by_storage.values(), key=operator.itemgetter(0)):
-            reached = self._joint.reached(group, kept, shared)
+            reached = joint.reached(group, kept, shared)
             gain = joint.bytes_of(group)
             if reached is not None and joint.bytes_of(reached[1]) < gain:
                 cost = sum(joint.seconds[value] for value in reached[0])

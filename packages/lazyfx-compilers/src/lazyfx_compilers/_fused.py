@@ -190,11 +190,11 @@ def _compile_when_called(
             fixed = [None if _is_traced(leaf) else leaf for leaf in leaves]
             traced_at = [index for index, leaf in enumerate(leaves) if _is_traced(leaf)]
 
-            def flat(*traced: Any) -> Any:
-                filled = fixed.copy()
-                for index, value in zip(traced_at, traced, strict=True):
-                    filled[index] = value
+            def flat(*values: Any) -> Any:
                 nonlocal returned, shape
+                filled = fixed.copy()
+                for index, value in zip(traced_at, values, strict=True):
+                    filled[index] = value
                 args, kwargs = _torch_aot.tree_unflatten(filled, structure)
                 results, shape = _torch_aot.tree_flatten(traceable(*args, **kwargs))
                 returned = [_COMPUTED if _is_computed(each) else each for each in results]

@@ -147,7 +147,11 @@ class Joint:
 
     def for_results(self) -> list[int]:
         """What the forward computes for its results, in order; the rest is for the backward."""
-        wanted = set(self._results)
+        return self._with_what_they_read(self._results)
+
+    def _with_what_they_read(self, values: Iterable[int]) -> list[int]:
+        """Some values of the forward and all that they follow from, in order."""
+        wanted = set(values)
         for value in range(self.count - 1, -1, -1):
             if value in wanted:
                 wanted.update(self._reads[value])
@@ -203,25 +207,19 @@ class Joint:
         ]
         if not hard or not _liveness.is_tensor(self.nodes[value]):
             return False
-        size, behind = (
-            self.storages.total(one for each in values for one in self.behind[each])
-            for values in ([value], hard)
-        )
-        return 0 < size <= behind
+        behind = self.storages.nbytes(self.nodes[one] for one in hard)
+        return 0 < self.storages.nbytes([self.nodes[value]]) <= behind
 
     # --- what runs ---------------------------------------------------------------------------
 
     def forward_timeline(self, choice: Choice) -> list[int]:
         """Bytes in use at each step of the forward, its inputs left out."""
         ends = {*self._results, *choice.saved}
-        wanted = {*ends, *self._acting}
-        for value in range(self.count - 1, -1, -1):
-            if value in wanted:
-                wanted.update(self._reads[value])
-        where = {value: place for place, value in enumerate(sorted(wanted))}
+        wanted = self._with_what_they_read((*ends, *self._acting))
+        where = {value: place for place, value in enumerate(wanted)}
         program: list[Step] = [
             (self.behind[value], tuple([where[one] for one in self._reads[value]]))
-            for value in sorted(wanted)
+            for value in wanted
         ]
         program.append(((), tuple([where[value] for value in ends])))
         return _liveness.timeline(program, self.storages.sizes, self.foreign)

@@ -175,11 +175,7 @@ def written_inputs(joint: fx.GraphModule, results: int) -> frozenset[str]:
     Torch says so on the graph since 2.9, and in the context it traces in. Where neither does, all
     that do not require grad may be.
     """
-    primals = [
-        node.name
-        for node in joint.graph.nodes
-        if node.op == "placeholder" and "tangents" not in str(node.target)
-    ]
+    primals = [node.name for node in _primals(joint)]
     output = next(iter(reversed(joint.graph.nodes)))
     metadata = getattr(attribute("torch._guards", "TracingContext").try_get(), "fw_metadata", None)
     described = output.meta.get("desc")
@@ -207,13 +203,18 @@ def written_inputs(joint: fx.GraphModule, results: int) -> frozenset[str]:
     return frozenset(name for name, gradient in pairs if gradient is None)
 
 
-def unused_inputs(joint: fx.GraphModule, inputs: int) -> set[int]:
-    """The positions of inputs that nothing in a joint graph reads, if it has ``inputs`` of them."""
-    primals = [
+def _primals(joint: fx.GraphModule) -> list[fx.Node]:
+    """The inputs of a joint graph but for the gradients of results."""
+    return [
         node
         for node in joint.graph.nodes
         if node.op == "placeholder" and "tangents" not in str(node.target)
     ]
+
+
+def unused_inputs(joint: fx.GraphModule, inputs: int) -> set[int]:
+    """The positions of inputs that nothing in a joint graph reads, if it has ``inputs`` of them."""
+    primals = _primals(joint)
     if len(primals) != inputs:  # one came twice, or they are views of one tensor
         return set()
     return {index for index, node in enumerate(primals) if not node.users}
@@ -230,6 +231,13 @@ def would_be_merged(draws: Sequence[fx.Node]) -> bool:
     return len(set(others)) < len(others)
 
 
+_DEFAULTS = {  # of the settings under which torch's partitioner may recompute random operators
+    "activation_memory_budget": 1.0,
+    "aggressive_recomputation": False,
+    "ban_recompute_not_in_allowlist": True,
+}
+
+
 @contextlib.contextmanager
 def partitioner_settings(*, merging: bool) -> Iterator[None]:
     """Torch's partitioner as it is by default, whatever the process's settings say.
@@ -238,14 +246,19 @@ def partitioner_settings(*, merging: bool) -> Iterator[None]:
         merging: Whether common subexpressions are merged.
     """
     config = importlib.import_module("torch._functorch.config")
-    wanted = {
-        "activation_memory_budget": 1.0,
-        "aggressive_recomputation": False,
-        "ban_recompute_not_in_allowlist": True,
-        "cse": merging,
-    }
+    wanted = {**_DEFAULTS, "cse": merging}
     with config.patch({name: value for name, value in wanted.items() if hasattr(config, name)}):
         yield
+
+
+def recomputation_setting() -> str | None:
+    """The torch setting, if any, under which its partitioner recomputes more than by default."""
+    config = importlib.import_module("torch._functorch.config")
+    for name, default in _DEFAULTS.items():
+        value = getattr(config, name, default)
+        if value != default:
+            return f"torch._functorch.config.{name} = {value}"
+    return None
 
 
 def budget_setting() -> float:

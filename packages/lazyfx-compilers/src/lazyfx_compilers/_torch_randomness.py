@@ -12,13 +12,12 @@ the same numbers again and are fine.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._ops import OpOverload
 
-from . import _torch_aot
+from . import _torch_aot, _torch_partition
 from .errors import UnsafeRecomputationError
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def never_redrawn(
             again = later  # a partitioner that renames: one of these is drawn twice
         again = _without_dead(backward, again)
         if again:
-            setting = recomputation_setting() or "the partitioner that was given"
+            setting = _torch_partition.recomputation_setting() or "the partitioner that was given"
             raise UnsafeRecomputationError(
                 f"node {again[0].name!r} ({again[0].target}) draws random numbers, and {setting} "
                 "has it computed again in the backward with other numbers, which makes wrong "
@@ -117,17 +116,3 @@ def _drops_nothing(node: fx.Node, target: OpOverload) -> bool:
             given: Any = node.args[place] if place < len(node.args) else argument.default_value
             return bool(node.kwargs.get("dropout_p", given) == 0)
     return False
-
-
-def recomputation_setting() -> str | None:
-    """The torch setting, if any, under which its partitioner recomputes more than by default."""
-    config = importlib.import_module("torch._functorch.config")
-    for name, default in (
-        ("activation_memory_budget", 1.0),
-        ("aggressive_recomputation", False),
-        ("ban_recompute_not_in_allowlist", True),
-    ):
-        value = getattr(config, name, default)
-        if value != default:
-            return f"torch._functorch.config.{name} = {value}"
-    return None

@@ -101,7 +101,7 @@ def memory_report(
     else:
         compiled = fused_function(_lined(fn), settings, guard=False)
     with _unchanged(fn):
-        step = _Step(fn, args, kwargs)
+        step = _TrainingStep(fn, args, kwargs)
         seen, eager = (step.measured(one) for one in (compiled, fn)) if measure else (None, None)
         if not measure:
             step.traced(compiled)
@@ -142,7 +142,7 @@ def _name(what: Any) -> str:
 # --- running -----------------------------------------------------------------------------------
 
 
-class _Step:
+class _TrainingStep:
     """Forward and backward of something with the arguments of ``fn``."""
 
     def __init__(
@@ -245,9 +245,8 @@ def _describe(halves: Halves) -> dict[str, Any]:
     inputs = len(_liveness.inputs(halves.backward.graph))
     steps = _liveness.separated(steps, inputs, joint.storages, joint.foreign)
     backward = _liveness.timeline(steps, joint.storages.sizes, joint.foreign)
-    backward[:inputs] = [
-        max(backward[:inputs], default=0)
-    ] * inputs  # they are there from the start
+    held = max(backward[:inputs], default=0)  # they are all there from the start
+    backward[:inputs] = [held] * inputs
     saved, counted = [], set(joint.foreign)
     for value in joint.kept:
         fresh = set(joint.behind[value]) - counted

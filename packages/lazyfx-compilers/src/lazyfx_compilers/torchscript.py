@@ -19,6 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 
 from lazyfx_core import LazyGraphModule
 
@@ -29,8 +30,6 @@ from .partition import budget_partitioner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from torch import fx
 
 
 def ts_compile(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -121,7 +120,7 @@ def _with_fresh_constants(program: Callable[..., Any], graph: fx.Graph) -> Calla
     fixed = [
         place
         for place, node in enumerate(leaves)
-        if isinstance(node, torch.fx.Node) and node not in depends
+        if isinstance(node, fx.Node) and node not in depends
     ]
     if not fixed:
         return program
@@ -190,8 +189,8 @@ def _prepare(
             node.args = (node.args[0], node.kwargs["dtype"], False, True)
             node.kwargs = {}
         node.target = _NUMBERS.get(node.target, _torch_aot.operator_packet(node.target))
-        node.args = fx_map(node.args, _device_as_text)
-        node.kwargs = fx_map(node.kwargs, _device_as_text)
+        node.args = fx.node.map_aggregate(node.args, _device_as_text)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, _device_as_text)
     copied.recompile()
     return copied, in_box
 
@@ -216,8 +215,6 @@ _SCALARS: tuple[tuple[Any, type], ...] = (
     ((float, torch.SymFloat), float),
     (str, str),
 )
-
-
 _NUMBERS: dict[Any, Any] = {
     torch.sym_float: float,
     torch.sym_int: int,
@@ -228,13 +225,6 @@ _NUMBERS: dict[Any, Any] = {
 
 def _device_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, torch.device) else value
-
-
-def fx_map(arguments: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply ``function`` to every leaf of a node's arguments."""
-    from torch.fx.node import map_aggregate
-
-    return map_aggregate(arguments, function)
 
 
 def _explain(gm: LazyGraphModule, error: Exception, compiler: str) -> str:
