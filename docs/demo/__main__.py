@@ -2,7 +2,7 @@
 
 (a) a sentence encoder with its real weights, captured and replayed; (b) a small net trained on
 scanned digits with less memory; (c) 200 graph rewrites with one code generation; (d) the graphs of
-a training step in a folder. Ends with one table.
+a training step in a folder, run again from there, and as a page. Ends with one table.
 """
 
 from __future__ import annotations
@@ -168,16 +168,29 @@ def rewrite_graph(console: Console) -> tuple[bool, Rows]:
 def dump_graphs(console: Console) -> tuple[bool, Rows]:
     """Part (d)."""
     import digits
+    from lazyfx_compilers import graph_view, load_dump, write_html
 
     console.rule("(d) the graphs of a training step")
     with console.status("compiling and dumping"):
         folder = digits.dump_training_graphs(Path(tempfile.mkdtemp(prefix="lazyfx-demo-")))
-    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    dump = load_dump(folder)
     console.print(f"  dumped to {folder}", soft_wrap=True, highlight=False)
-    console.print(f"  {', '.join(files)}", highlight=False)
-    found = {phase for phase in ("joint", "forward", "backward") if any(phase in f for f in files)}
-    complete = len(found) == 3
-    return complete, [("(d) graphs dumped", "files", "", str(len(files)), ", ".join(sorted(found)))]
+    replays = [graph.replay() for graph in dump if graph.phase != "joint"]
+    for replay in replays:
+        console.print(f"  {replay}", highlight=False)
+    views = [
+        graph_view(graph.module(), name=graph.id, phase=graph.phase, code=graph.code)
+        for graph in dump
+    ]
+    page = write_html(folder / "graphs.html", views, title="digits")
+    console.print(f"  to look at: {page}", soft_wrap=True, highlight=False)
+    found = [graph.phase for graph in dump]
+    complete = sorted(found) == ["backward", "forward", "joint"]
+    equal = sum(replay.bit_equal for replay in replays)
+    return complete and equal == len(replays), [
+        ("(d) graphs dumped", "graphs", "", str(len(dump)), ", ".join(found)),
+        ("", "replayed bit by bit", "", str(equal), f"of {len(replays)} that ran"),
+    ]
 
 
 def show(console: Console, rows: Rows, seconds: float) -> None:

@@ -131,7 +131,7 @@ def dump_training_graphs(folder: Path) -> Path:
     """Dump the graphs of one training step under ``torch.compile``; the folder they are in."""
     batches, _ = load_digits()
     net = DigitNet()
-    dumper = graph_dumper_aot("digits", folder, dump_example_input=True)
+    dumper = graph_dumper_aot("digits", folder, example_inputs="data")
     images, labels = batches[0]
     F.cross_entropy(torch.compile(net, backend=dumper)(images), labels).backward()  # type: ignore[no-untyped-call]
     assert dumper.path is not None

@@ -18,7 +18,10 @@ from lazyfx_compilers import (
 from lazyfx_compilers._budget import Budget
 
 BUDGETS = (1, 0.9, 0.5, 0.25, 0.1, 0.01, 0)
-pytestmark = pytest.mark.filterwarnings("ignore::lazyfx_compilers.BudgetWarning")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore::lazyfx_compilers.BudgetWarning"),
+]
 
 
 class Block(nn.Module):

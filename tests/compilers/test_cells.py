@@ -39,6 +39,8 @@ from lazyfx_compilers import (
     ts_compile,
 )
 
+pytestmark = pytest.mark.once
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:

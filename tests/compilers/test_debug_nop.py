@@ -143,7 +143,8 @@ def test_the_reference_fails_on_every_aot_graph_and_ours_does_not():
     from torch._functorch.compilers import debug_nop as reference
 
     x = torch.randn(3, requires_grad=True)
-    with pytest.raises(AssertionError, match="shape_env must not be None"):
+    # torch 2.6 does not get as far as its assertion
+    with pytest.raises((AssertionError, AttributeError), match="shape_env"):
         aot_function(torch.sin, reference)(x)
     torch.testing.assert_close(aot_function(torch.sin, debug_nop)(x), x.sin())
 

@@ -11,10 +11,13 @@ import torch
 
 SCRIPT = Path(__file__).with_name("distributed_training.py")
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="this torch has no torch.distributed with gloo",
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(
+        not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+        reason="this torch has no torch.distributed with gloo",
+    ),
+]
 
 
 def test_every_way_of_wrapping_a_model_trains_like_eager_or_is_refused():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from pathlib import Path
@@ -24,9 +23,10 @@ from lazyfx_compilers import (
     memory_efficient_fusion,
     nop,
 )
-from lazyfx_compilers.dump import TensorSpec, dump_backend, load_index, read_inputs_spec
+from lazyfx_compilers.dump import TensorSpec, dump_backend, load_dump
 
-FILES = {"graph.py", "graph.json", "inputs.json"}
+FILES = {"graph.py", "graph.safetensors", "inputs.json", "replay.py"}
+BESIDE = {"index.json", "index.md", "replay.py"}
 
 
 def model() -> nn.Module:
@@ -69,21 +69,25 @@ def test_a_training_step_is_dumped_and_equals_eager(route, data, tmp_path):
     expected = train(module, module, x)
     dumper = graph_dumper_aot("net", tmp_path, data)
     torch.testing.assert_close(train(ROUTES[route](dumper, module), module, x), expected)
-    index = load_index(tmp_path / "net")
+    index = load_dump(tmp_path / "net")
     assert dumper.path == tmp_path / "net" == index.folder
-    assert [g.id for g in index.graphs] == ["000_joint", "000_forward", "000_backward"]
+    assert [g.phase for g in index.graphs] == ["joint", "forward", "backward"]
+    for graph in index.graphs:
+        suffix = "" if graph.compile_id is None else "_" + graph.compile_id.replace("/", "-")
+        assert graph.id == f"000_{graph.phase}{suffix}"
+    assert len({g.compile_id for g in index.graphs}) == 1
+    assert ("torch.compile" in route) == (index.graphs[0].compile_id is not None)
     assert {g.compilation for g in index.graphs} == {0}
     for graph in index.graphs:
         names = {p.name for p in graph.folder.iterdir()}
         with_data = data and graph.phase != "joint"
-        assert names == FILES | ({"inputs.safetensors"} if with_data else set())
-        assert graph.has_data == with_data
-        document = json.loads((graph.folder / "graph.json").read_text())
-        assert len(document["nodes"]) == graph.nodes
-        code = (graph.folder / "graph.py").read_text()
-        compile(code, "graph.py", "exec")  # parses
-        assert "def forward" in code
-        assert "f32[" in code
+        values = {"inputs.safetensors", "outputs.json", "outputs.safetensors"}
+        assert names == FILES | (values if with_data else set())
+        assert graph.has_data == graph.has_outputs == with_data
+        assert len(graph.module().graph.nodes) == graph.nodes
+        compile(graph.code, "graph.py", "exec")  # parses
+        assert "def forward" in graph.code
+        assert "f32[" in graph.code
 
 
 def test_two_forwards_before_a_backward_are_paired_rightly(tmp_path):
@@ -94,7 +98,7 @@ def test_two_forwards_before_a_backward_are_paired_rightly(tmp_path):
     first, second = sine(x), tangent(x)
     second.sum().backward()
     first.sum().backward()
-    found = {(g.compilation, g.phase): g for g in load_index(dumper.path).graphs}
+    found = {(g.compilation, g.phase): g for g in load_dump(dumper.path).graphs}
     assert len(found) == 6
     assert "aten.sin.default" in found[0, "forward"].ops
     assert "aten.cos.default" in found[0, "backward"].ops
@@ -113,9 +117,9 @@ def test_recompiles_and_graph_breaks_get_numbers_of_their_own(tmp_path):
     for n in (3, 4):
         x = torch.randn(n)
         torch.testing.assert_close(compiled(x), f(x))
-    assert [g.id for g in load_index(dumper.path).graphs] == [
-        f"{i:03d}_inference" for i in range(4)
-    ]
+    graphs = load_dump(dumper.path).graphs
+    assert [g.id[:13] for g in graphs] == [f"{i:03d}_inference" for i in range(4)]
+    assert len({g.compile_id for g in graphs}) == 4
 
 
 def test_a_graph_given_directly_is_dumped_and_run(tmp_path):
@@ -126,14 +130,14 @@ def test_a_graph_given_directly_is_dumped_and_run(tmp_path):
     torch.testing.assert_close(run(inputs), x.sin() + 1)
     assert inputs == []
     torch.testing.assert_close(run(x), x.sin() + 1)
-    assert [g.id for g in load_index(dumper.path).graphs] == ["000_inference"]
+    assert [g.id for g in load_dump(dumper.path).graphs] == ["000_inference"]
 
 
 def test_a_symbolically_traced_graph_is_dumped_as_it_is(tmp_path):
     dumper = graph_dumper_aot("traced", tmp_path)
     gm, x = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 2), nn.ReLU())), torch.randn(4, 3)
     torch.testing.assert_close(dumper(gm, [x])(x), gm(x))
-    (graph,) = load_index(dumper.path).graphs
+    (graph,) = load_dump(dumper.path).graphs
     assert graph.ops == {"0": 1, "1": 1}
     assert get_inputs(graph.folder)[0].shape == (4, 3)
 
@@ -143,7 +147,7 @@ def test_it_works_as_the_one_compiler_of_aot_function(tmp_path):
     x = torch.randn(3, requires_grad=True)
     aot_function(torch.sin, dumper)(x).sum().backward()
     torch.testing.assert_close(x.grad, x.detach().cos())
-    assert {g.phase for g in load_index(dumper.path).graphs} == {"forward", "backward"}
+    assert {g.phase for g in load_dump(dumper.path).graphs} == {"forward", "backward"}
 
 
 def test_another_compiler_compiles_what_was_dumped(tmp_path):
@@ -212,7 +216,7 @@ def test_a_run_with_fake_tensors_keeps_descriptions_and_warns_once(tmp_path, cap
 def test_dynamic_sizes_are_described_by_hint_and_expression(tmp_path):
     dumper = graph_dumper_aot("dynamic", tmp_path)
     torch.compile(lambda x: x * x.shape[0], backend=dumper, dynamic=True)(torch.randn(5, 3))
-    specs = read_inputs_spec(dumper.path / "000_inference")
+    specs = load_dump(dumper.path).graphs[0].specs
     tensors = [s for s in specs if isinstance(s, TensorSpec)]
     assert tensors[0].shape == (5, 3)
     assert tensors[0].shape_expr is not None
@@ -229,7 +233,7 @@ def test_operators_of_python_and_of_symbolic_sizes_are_told_apart(dynamic, tmp_p
     x = torch.randn(5, requires_grad=True)
     torch.compile(f, backend=dumper, dynamic=dynamic)(x).sum().backward()
     torch.testing.assert_close(x.grad, 2 * x.detach() + 2)
-    phases = [g.phase for g in load_index(dumper.path).graphs]
+    phases = [g.phase for g in load_dump(dumper.path).graphs]
     assert phases == ["joint", "forward", "backward"]
 
 
@@ -238,7 +242,7 @@ def test_sizes_that_data_decides_are_dumped(tmp_path):
     x = torch.tensor([0.0, 1.0, 2.0], requires_grad=True)
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         torch.compile(lambda x: x[x.nonzero()[:, 0]].sin(), backend=dumper)(x).sum().backward()
-    index = load_index(dumper.path)
+    index = load_dump(dumper.path)
     assert [g.phase for g in index.graphs] == ["joint", "forward", "backward"]
     for graph in index.graphs:
         assert get_inputs(graph.folder)
@@ -251,27 +255,11 @@ def test_higher_order_operators_are_dumped_with_their_subgraphs(tmp_path):
     dumper = graph_dumper_aot("cond", tmp_path)
     x = torch.randn(3)
     torch.testing.assert_close(torch.compile(f, backend=dumper, fullgraph=True)(x), f(x))
-    document = json.loads((dumper.path / "000_inference" / "graph.json").read_text())
-    assert len(document["subgraphs"]) == 2
-    targets = [n["target"] for n in document["nodes"]]
-    assert any("cond" in target for target in targets)
-
-
-def test_arguments_become_tagged_json(tmp_path):
-    def f(x):
-        return torch.full((2,), float("inf"), dtype=torch.float16), x[:, 1:], x.to(torch.int32) + 2
-
-    dumper = graph_dumper_aot("args", tmp_path)
-    dumper(make_fx(f)(torch.randn(2, 3)), [torch.randn(2, 3)])
-    text = (dumper.path / "000_inference" / "graph.json").read_text()
-    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
-    for part in (
-        '{"float": "inf"}',
-        '{"dtype": "float16"}',
-        '{"node": "x_1"}',
-        '{"device": "cpu"}',
-    ):
-        assert part in text
+    (graph,) = load_dump(dumper.path)
+    assert torch.ops.higher_order.cond in [n.target for n in graph.module().graph.nodes]
+    assert {name for name in graph.ops if "cond" in name}
+    assert torch.equal(graph.run([x])[0], f(x))
+    assert torch.equal(graph.run([-x])[0], f(-x))
 
 
 def test_the_users_lines_are_in_the_dump(tmp_path):
@@ -280,9 +268,10 @@ def test_the_users_lines_are_in_the_dump(tmp_path):
 
     dumper = graph_dumper_aot("lines", tmp_path)
     torch.compile(a_function_of_mine, backend=dumper)(torch.randn(3))
-    folder = dumper.path / "000_inference"
-    assert "test_dump_graphs.py" in (folder / "graph.json").read_text()
-    assert "return x.sin() + 1" in (folder / "graph.py").read_text()
+    (graph,) = load_dump(dumper.path)
+    assert "return x.sin() + 1" in graph.code
+    (sine,) = graph.module().graph.find_nodes(op="call_function", target=torch.ops.aten.sin.default)
+    assert "test_dump_graphs.py" in sine.meta["stack_trace"]
 
 
 # --- never overwriting, never leaving the folder, never in the way -------------------------------
@@ -296,8 +285,8 @@ def test_the_same_name_twice_overwrites_nothing(tmp_path):
     second(make_fx(torch.cos)(x), [x])
     assert second.path == tmp_path / "net-2"
     assert before == {p: p.read_bytes() for p in before}
-    assert len(load_index(tmp_path / "net").graphs) == 1
-    assert len(load_index(tmp_path / "net-2").graphs) == 1
+    assert len(load_dump(tmp_path / "net").graphs) == 1
+    assert len(load_dump(tmp_path / "net-2").graphs) == 1
 
 
 def test_a_user_file_of_that_name_is_left_alone(tmp_path):
@@ -323,9 +312,9 @@ def test_many_threads_and_dumpers_of_one_name_do_not_meet(tmp_path):
         thread.join()
     assert len({d.path for d in dumpers}) == 4
     for dumper in dumpers:
-        ids = [g.id for g in load_index(dumper.path).graphs]
+        ids = [g.id for g in load_dump(dumper.path).graphs]
         assert sorted(ids) == [f"{i:03d}_inference" for i in range(10)]
-        assert sorted(p.name for p in dumper.path.iterdir()) == [*sorted(ids), "index.json"]
+        assert {p.name for p in dumper.path.iterdir()} == {*ids, *BESIDE}
 
 
 HOSTILE_NAMES = ["../../up", "/etc/passwd", "a/b", "..", ".", "", "a b\n<script>", "C:\\x", "é" * 9]
@@ -338,7 +327,7 @@ def test_any_name_stays_inside_the_folder(name, tmp_path):
     dumper(make_fx(torch.sin)(torch.randn(3)), [torch.randn(3)])
     assert dumper.path.parent == folder
     assert [p.name for p in tmp_path.iterdir()] == ["inside"]
-    assert load_index(dumper.path).name == name
+    assert load_dump(dumper.path).name == name
 
 
 def test_a_relative_folder_is_the_one_it_was_at_first(tmp_path, monkeypatch):
@@ -354,7 +343,7 @@ def test_a_dump_may_be_moved(tmp_path):
     dumper = graph_dumper_aot("net", tmp_path / "a")
     dumper(make_fx(torch.sin)(torch.randn(3)), [torch.randn(3)])
     (tmp_path / "a").rename(tmp_path / "b")
-    graph = load_index(tmp_path / "b" / "net").graphs[0]
+    graph = load_dump(tmp_path / "b" / "net").graphs[0]
     assert graph.folder.is_dir()
     assert get_inputs(graph.folder)[0].shape == (3,)
 
@@ -391,7 +380,49 @@ def test_a_disk_that_fills_up_leaves_no_half_graph(tmp_path, caplog, monkeypatch
     warned = [r for r in caplog.records if r.levelname == "WARNING"]
     assert len(warned) == 1
     assert "No space left" in warned[0].getMessage()
-    assert sorted(p.name for p in dumper.path.iterdir()) == ["000_inference", "index.json"]
+    assert {p.name for p in dumper.path.iterdir()} == {"000_inference", *BESIDE}
+
+
+def test_a_disk_that_is_full_from_the_beginning_leaves_no_folders(tmp_path, caplog, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    dumper = graph_dumper_aot("net", tmp_path)
+    gm, x = make_fx(torch.sin)(torch.randn(3)), torch.randn(3)
+    for _ in range(3):
+        torch.testing.assert_close(dumper(gm, [x])(x), x.sin())
+    assert list(tmp_path.iterdir()) == []
+    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
+
+
+def test_an_index_that_cannot_be_written_lists_and_keeps_what_it_did_before(
+    tmp_path, caplog, monkeypatch
+):
+    dumper = graph_dumper_aot("net", tmp_path)
+    gm, x = make_fx(torch.sin)(torch.randn(3)), torch.randn(3)
+    dumper(gm, [x])
+    write_bytes = Path.write_bytes
+
+    def full(self, content):
+        if b"001_inference" in content:
+            raise OSError(28, "No space left on device")
+        return write_bytes(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    dumper(gm, [x])
+    monkeypatch.undo()
+    assert {p.name for p in dumper.path.iterdir()} == {"000_inference", *BESIDE}
+    dumper(gm, [x])
+    assert [graph.id for graph in load_dump(dumper.path)] == ["000_inference", "002_inference"]
+
+
+def test_a_folder_that_cannot_be_is_one_warning(tmp_path, caplog):
+    dumper = graph_dumper_aot("net", f"{tmp_path}/a\0b")
+    torch.testing.assert_close(
+        torch.compile(torch.sin, backend=dumper)(torch.ones(3)), torch.ones(3).sin()
+    )
+    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
 
 
 def test_a_folder_removed_in_between_is_one_warning(tmp_path, caplog):
@@ -427,7 +458,7 @@ def test_a_forked_child_writes_to_a_folder_of_its_own(tmp_path):
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net", "net-2"]
-    assert len(load_index(tmp_path / "net").graphs) == 1
+    assert len(load_dump(tmp_path / "net").graphs) == 1
 
 
 def test_no_file_is_a_pickle(tmp_path):
@@ -435,7 +466,7 @@ def test_no_file_is_a_pickle(tmp_path):
     module = model()
     train(torch.compile(module, backend=dumper), module, torch.randn(3, 4))
     suffixes = {p.suffix for p in tmp_path.rglob("*") if p.is_file()}
-    assert suffixes == {".json", ".py", ".safetensors"}
+    assert suffixes == {".json", ".md", ".py", ".safetensors"}
 
 
 def test_the_dumped_module_is_not_changed(tmp_path):
@@ -454,8 +485,8 @@ def test_the_backend_puts_all_graphs_of_the_same_options_into_one_folder(tmp_pat
         compiled = torch.compile(lambda x, f=f: f(x) + 1, backend="lazyfx_dump", options=options)
         x = torch.randn(3)
         torch.testing.assert_close(compiled(x), f(x) + 1)
-    index = load_index(tmp_path / "net")
-    assert [g.id for g in index.graphs] == ["000_inference", "001_inference"]
+    index = load_dump(tmp_path / "net")
+    assert [g.id[:13] for g in index.graphs] == ["000_inference", "001_inference"]
     assert all(g.has_data for g in index.graphs)
 
 
@@ -464,14 +495,14 @@ def test_the_backend_without_a_folder_says_where_it_writes(caplog):
     torch.compile(torch.sin, backend="lazyfx_dump", options={"name": "somewhere"})(x)
     said = [r.getMessage() for r in caplog.records if "graphs are dumped to" in r.getMessage()]
     assert len(said) == 1
-    assert load_index(said[0].removeprefix("graphs are dumped to ")).graphs
+    assert load_dump(said[0].removeprefix("graphs are dumped to ")).graphs
 
 
 def test_bad_arguments_are_named(tmp_path):
     gm = make_fx(torch.sin)(torch.randn(3))
-    with pytest.raises(UnknownOptionError, match="current_name=5"):
+    with pytest.raises(UnknownOptionError, match="name=5"):
         graph_dumper_aot(5, tmp_path)
-    with pytest.raises(UnknownOptionError, match="folder_name=5"):
+    with pytest.raises(UnknownOptionError, match="folder=5"):
         graph_dumper_aot("net", 5)
     with pytest.raises(UnknownOptionError, match="dump_example_input='yes'"):
         graph_dumper_aot("net", tmp_path, "yes")
@@ -481,7 +512,7 @@ def test_bad_arguments_are_named(tmp_path):
         graph_dumper_aot("net", tmp_path)(lambda x: x, [])
     with pytest.raises(UnknownOptionError, match="example_inputs='all'"):
         dump_backend(gm, [], example_inputs="all")
-    with pytest.raises(UnknownOptionError, match="current_name=5"):
+    with pytest.raises(UnknownOptionError, match="name=5"):
         dump_backend(gm, [], name=5)
 
 

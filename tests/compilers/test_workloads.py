@@ -8,7 +8,10 @@ from training_workloads import WORKLOADS, made
 
 from lazyfx_compilers import memory_efficient_fusion, nop, ts_compile
 
-pytestmark = pytest.mark.filterwarnings("ignore::lazyfx_compilers.BudgetWarning")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore::lazyfx_compilers.BudgetWarning"),
+]
 BUDGETS = (1, 0.9, 0.5, 0.1, 0.01, 0)
 
 

@@ -1,230 +1,300 @@
-"""The folder of a program that reproduces one compilation.
+"""The folder of a program that shows a fault, and the first run of that program.
+
+::
+
+    repro.py                the graph node by node, what to look for, what it takes to do so
+    graph.py                the graph as readable code
+    inputs.json             a description of each input
+    inputs.safetensors      their values; without it they are random
+    constants.json, constants.safetensors       the tensors that the graph holds
 
 The program needs torch alone to build and run the graph, and the compiler's package to compile it.
-It loads no pickle: inputs are made from ``inputs.json``, constants are raw bytes. The folder may
-be moved.
+Nothing is a pickle. The folder may be moved.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
+import inspect
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from . import _torch_standalone
 from ._script import Script, add_function
 from .dump._graphs import readable_code
-from .dump._schema import CODE, INPUTS, to_json
+from .dump._schema import CODE, DATA, INPUTS, to_json
 from .dump._specs import OpaqueSpec, describe_inputs, encode_spec
+from .dump._storages import storage_contents
 from .errors import ReproError
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import fx
 
-_TEMPLATE = '''"""Builds one graph, runs it, compiles it with {name}, and compares.
+_TEMPLATE = '''"""Builds one graph, runs it, and {purpose}.
 
-Written by lazyfx_compilers.debug_compile under torch {torch}. Run it with Python; it exits with an
-error if compiling fails or the results differ.
+Written by {writer} under torch {torch}. Exit status: 0, no fault;
+1, the fault is there; 125, it cannot be told (so `git bisect run` can use it). `--device cpu` runs
+everything on another device.
 """
 
-import json
-from pathlib import Path
-
-import torch
-from torch import fx
-{imports}
-HERE = Path(__file__).resolve().parent
-
-
-def constant(file, dtype, shape, stride, device):
-    """A tensor whose values stand in a file."""
-    tensor = torch.empty_strided(shape, stride, dtype=dtype)
-    content = bytearray((HERE / file).read_bytes())
-    if content:
-        tensor.copy_(torch.frombuffer(content, dtype=torch.uint8).view(dtype).reshape(shape))
-    return tensor.to(device)
+{first}{imports}
+# --- the graph, and what is looked for ----------------------------------------------------------
 
 
 {functions}
 
-def make_inputs():
-    """Random inputs with the sizes, strides, dtypes and sharing that inputs.json tells."""
-    generator = torch.Generator().manual_seed(0)
-    specs = json.loads((HERE / "inputs.json").read_text(encoding="utf-8"))["inputs"]
-    sizes, storages, inputs = {{}}, {{}}, []
-    for spec in specs:
-        if spec["kind"] == "tensor":
-            steps = [(n - 1) * step for n, step in zip(spec["shape"], spec["stride"])]
-            count = 0 if 0 in spec["shape"] else spec["storage_offset"] + 1 + sum(steps)
-            size = count * getattr(torch, spec["dtype"]).itemsize
-            sizes[spec["storage"]] = max(size, sizes.get(spec["storage"], 0))
-    for spec in specs:
-        if spec["kind"] == "complex":
-            inputs.append(complex(*map(float, spec["value"])))
-        elif spec["kind"] == "float":
-            inputs.append(float(spec["value"]))
-        elif spec["kind"] != "tensor":
-            inputs.append(spec["value"])
-        else:
-            dtype, number = getattr(torch, spec["dtype"]), spec["storage"]
-            if number not in storages:
-                values = random_bytes(dtype, sizes[number], spec.get("range"), generator)
-                storages[number] = values.to(spec["device"])
-            tensor = torch.empty(0, dtype=dtype, device=spec["device"]).set_(
-                storages[number].untyped_storage(),
-                spec["storage_offset"],
-                spec["shape"],
-                spec["stride"],
-            )
-            tensor = torch._neg_view(tensor) if spec.get("neg") else tensor
-            tensor = tensor.conj() if spec.get("conj") else tensor
-            inputs.append(tensor.requires_grad_(spec["requires_grad"]))
-    return inputs
+{note}FAULT = {fault}
 
+# --- the rest is the same in every program ------------------------------------------------------
 
-def random_bytes(dtype, size, limits, generator):
-    """Bytes of random values: floats in [0, 1), integers within limits or 0 and 1."""
-    count = -(-size // dtype.itemsize)
-    if dtype.is_complex:
-        part = {{4: torch.float16, 8: torch.float32, 16: torch.float64}}[dtype.itemsize]
-        values = torch.rand(2 * count, generator=generator).to(part)
-    elif dtype.is_floating_point:
-        values = torch.rand(count, generator=generator).to(dtype)
-    else:
-        least, greatest = limits or (0, 1)
-        values = torch.randint(
-            least, min(greatest, (1 << 63) - 2) + 1, (count,), generator=generator
-        ).to(dtype)
-    return values.view(torch.uint8)[:size]
-
-
-def run(function, inputs):
-    """The tensors and numbers that come out."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        boxed = getattr(function, "_boxed_call", False)
-        return leaves(function(inputs) if boxed else function(*inputs))
-
-
-def leaves(value):
-    """The leaves of nested tuples and lists."""
-    if isinstance(value, (tuple, list)):
-        return [leaf for each in value for leaf in leaves(each)]
-    return [value]
-
-
-def main():
-    """Run, compile, compare."""
-    expected = run({build}(), make_inputs())
-    print(f"the graph runs; outputs: {{len(expected)}}")
-    try:
-        from {module} import {name}
-    except ImportError as error:
-        print(f"not compiled, the compiler is missing: {{error}}")
-        return
-    compiled = {name}({build}(), make_inputs())
-    actual = run(compiled, make_inputs())
-    if len(actual) != len(expected):
-        raise SystemExit(f"compiled: {{len(actual)}} outputs instead of {{len(expected)}}")
-    for i, (one, other) in enumerate(zip(actual, expected)):
-        if isinstance(other, torch.Tensor):
-            torch.testing.assert_close(
-                one, other, equal_nan=True, msg=lambda text: f"output {{i}}: {{text}}"
-            )
-        elif one != other:
-            raise SystemExit(f"output {{i}}: {{one!r}} instead of {{other!r}}")
-    print("the compiled graph agrees with the graph")
+{rest}
 
 
 if __name__ == "__main__":
-    main()
+    main({build}, FAULT, {recorded!r}, __file__)
 '''
 
 
-def compiler_name(compiler: Callable[..., Any]) -> tuple[str, str]:
-    """Module and name that a script imports ``compiler`` by.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstRun:
+    """What a program did when it ran in a fresh process.
 
-    Raises:
-        ReproError: There is none.
+    Attributes:
+        status: Its exit status; ``None`` if it did not end in time.
+        output: The end of what it printed.
     """
-    module = str(getattr(compiler, "__module__", ""))
-    name = str(getattr(compiler, "__qualname__", ""))
+
+    status: int | None
+    output: str
+
+    @property
+    def shows_fault(self) -> bool:
+        """Whether it found the fault."""
+        return self.status == _torch_standalone.THERE
+
+    def __str__(self) -> str:
+        """What happened, in a few words."""
+        lines = [line for line in self.output.splitlines() if line.strip()]
+        last = lines[-1] if lines else "no output"
+        match self.status:
+            case None:
+                return "does not end by itself"
+            case _torch_standalone.GONE:
+                return "shows no fault"
+            case _torch_standalone.THERE:
+                found = [line for line in lines if line.startswith("the fault is there")]
+                return f"shows the fault ({found[-1]})" if found else f"fails ({last})"
+            case _torch_standalone.CANNOT_TELL:
+                return f"cannot tell ({last})"
+        return f"dies with status {self.status} ({last})"
+
+
+def importable_name(function: Callable[..., Any]) -> str | None:
+    """``module:name`` that a fresh process can import ``function`` by, if there is one."""
+    module = str(getattr(function, "__module__", ""))
+    name = str(getattr(function, "__qualname__", ""))
     for candidate in (module.partition(".")[0], module):
         try:
-            found = getattr(importlib.import_module(candidate), name, None)
+            found: Any = importlib.import_module(candidate)
         except (ImportError, ValueError):
             continue
-        if found is compiler and candidate != "__main__":
-            return candidate, name
-    raise ReproError(
-        f"debug_compile(compiler={compiler!r}): expected a function at the top level of an "
-        "importable module, so that the program can import it; move it there"
-    )
+        for atom in name.split("."):
+            found = getattr(found, atom, None)
+        if found is function and candidate != "__main__":
+            return f"{candidate}:{name}"
+    return None
+
+
+def place_of(name: str) -> list[str]:
+    """Where a fresh process finds the module of ``module:name``, unless it is installed."""
+    module = name.partition(":")[0]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None or ":" not in name:
+        return []
+    path = Path(file).absolute()
+    levels = module.count(".") + (path.name == "__init__.py")
+    root = path.parents[levels]
+    installed = [Path(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")]
+    return [] if root in installed else [str(root)]
 
 
 def write_repro(
     gm: fx.GraphModule,
-    example_inputs: Sequence[Any],
+    inputs: Sequence[Any],
     parent: str | os.PathLike[str] | None,
-    compiler: tuple[str, str],
+    fault: Mapping[str, Any],
+    *,
+    writer: str,
+    data: bool,
+    note: str = "",
 ) -> Path:
     """Write the program into a new folder and return the path of its ``repro.py``.
 
     Args:
         gm: Read only.
-        example_inputs: Described, not stored.
+        inputs: Described; stored as well if ``data``, and then real.
         parent: Where the new folder is made; ``None`` makes a temporary one.
-        compiler: Module and name, see :func:`compiler_name`.
+        fault: What :func:`lazyfx_compilers._torch_standalone.find_fault` takes.
+        writer: Who writes it, for messages.
+        data: Store the values of the inputs.
+        note: Text to stand beside the fault, as a comment.
 
     Raises:
         ReproError: Something cannot be written as Python, names the node; or the folder cannot be
             written.
     """
     names = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
-    specs = describe_inputs(names, example_inputs)
-    for spec in specs:
-        if isinstance(spec, OpaqueSpec):
-            raise ReproError(
-                f"debug_compile: the input {spec.name!r} is a {spec.description}, which cannot be "
-                "made from a description; expected strided tensors and Python values"
-            )
     script = Script()
-    text = _program(script, add_function(script, gm), compiler)
+    build = add_function(script, gm)
+    constants = [f"constant_{i}" for i in range(len(script.constants))]
     files = {
-        "repro.py": text.encode(),
+        "repro.py": _program(script, build, gm, fault, writer, note).encode(),
         CODE: readable_code(gm).encode(),
-        INPUTS: to_json("inputs", {"inputs": [encode_spec(spec) for spec in specs]}).encode(),
-        **script.constants,
+        **_values(writer, INPUTS, DATA if data else None, names, inputs),
+        **_values(writer, "constants.json", "constants.safetensors", constants, script.constants),
     }
     try:
         return _write(files, parent) / "repro.py"
     except OSError as error:
         raise ReproError(
-            f"debug_compile(folder={None if parent is None else str(parent)!r}): cannot be written "
+            f"{writer}(folder={None if parent is None else str(parent)!r}): cannot be written "
             f"({error}); give it a folder that can"
         ) from error
 
 
-def _program(script: Script, build: str, compiler: tuple[str, str]) -> str:
-    import torch
+def run_fresh(script: Path, *arguments: str, timeout: float = 600) -> FirstRun:
+    """Run a program in a process of its own, in its folder.
 
+    Args:
+        script: The program.
+        *arguments: For it.
+        timeout: Seconds after which it, and what it started, is ended.
+    """
+    command = [sys.executable or "python", str(script), *arguments]
+    # a file and not a pipe: what the process has started may outlive it and hold a pipe open
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command,
+            cwd=script.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that it can be ended with what it started
+        )
+        status = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
+                status = process.wait(timeout)
+            finally:
+                with contextlib.suppress(OSError):
+                    if hasattr(os, "killpg"):
+                        os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
+                process.wait()
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    return FirstRun(status=status, output=text[-4000:])
+
+
+def announcement(script: Path, *, verify: bool) -> str:
+    """The path of a program, and what it did when it ran for the first time, which is now."""
+    if not verify:
+        return f"{script} (it has not run yet)"
+    first = run_fresh(script)
+    text = f"{script} (in a fresh process it {first})"
+    told = first.status in (_torch_standalone.GONE, _torch_standalone.THERE)
+    return text if told else f"{text}; the end of its output:\n{first.output[-2000:]}"
+
+
+def _program(
+    script: Script,
+    build: str,
+    gm: fx.GraphModule,
+    fault: Mapping[str, Any],
+    writer: str,
+    note: str,
+) -> str:
     lines = [f"import {module}" for module in sorted(script.imports - {"torch"})]
     lines += [
         f"# operators of {namespace!r} come from another library: import it here"
         for namespace in sorted(script.foreign)
     ]
+    purposes = {
+        "any": "holds what {} makes of it against it",
+        "raises": "looks whether {} fails",
+        "differs": "looks whether what {} makes of it gives other results",
+        "crashes": "looks whether {} takes the process down",
+        "predicate": "asks {}",
+    }
+    keys = [key for key in ("val", "example_value") if any(key in n.meta for n in gm.graph.nodes)]
+    source = inspect.getsource(_torch_standalone)
+    first, mark, rest = source[source.index("from __future__") :].partition("GONE, THERE")
+    entries = "".join(f"    {key!r}: {value!r},\n" for key, value in fault.items())
     return _TEMPLATE.format(
-        module=compiler[0],
-        name=compiler[1],
+        purpose=purposes[fault["kind"]].format(fault["compiler"] or "its reader"),
+        writer=writer,
         torch=torch.__version__,
+        first=first.rstrip() + "\n",
+        rest=(mark + rest).rstrip(),
         imports="".join(f"{line}\n" for line in lines),
         functions="\n\n".join(script.functions),
+        note="".join(f"# {line}".rstrip() + "\n" for line in note.splitlines()),
+        fault=f"{{\n{entries}}}",
         build=build,
+        recorded=keys[0] if keys else None,
     )
+
+
+def _values(
+    writer: str, description: str, data: str | None, names: Sequence[str], values: Sequence[Any]
+) -> dict[str, bytes]:
+    specs = describe_inputs(names, values)
+    for spec in specs:
+        if isinstance(spec, OpaqueSpec):
+            raise ReproError(
+                f"{writer}: the input {spec.name!r} is a {spec.description}, which cannot be made "
+                "from a description; expected strided tensors and Python values"
+            )
+    content = {"inputs": [encode_spec(spec) for spec in specs]}
+    files = {description: to_json("inputs", content).encode()}
+    if data is not None:
+        files[data] = _safetensors(storage_contents(specs, values))
+    return files
+
+
+def _safetensors(rows: Mapping[str, torch.Tensor]) -> bytes:
+    """Rows of bytes in the format of safetensors, which need not be installed for this."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, row in rows.items():
+        header[name] = {
+            "dtype": "U8",
+            "shape": [row.numel()],
+            "data_offsets": [end, end + row.numel()],
+        }
+        end += row.numel()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *_contents(rows.values())])
+
+
+def _contents(rows: Iterable[torch.Tensor]) -> list[bytes]:
+    return [ctypes.string_at(row.data_ptr(), row.numel()) for row in rows if row.numel()]
 
 
 def _write(files: dict[str, bytes], parent: str | os.PathLike[str] | None) -> Path:

@@ -1,14 +1,15 @@
 """A graph as Python statements that build it again, node by node.
 
 Not the generated ``forward``: tracing that would lose in-place operators, unused nodes and names.
-Tensors that the graph holds go to files of raw bytes, which torch alone can read.
+Tensors that the graph holds are collected, and become an argument of the function that builds it.
 """
 
 from __future__ import annotations
 
-import ctypes
+import builtins
 import keyword
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,16 +22,18 @@ from .errors import ReproError
 
 @dataclass(slots=True, kw_only=True)
 class Script:
-    """What is collected on the way: the functions, what they import, the data they load."""
+    """What is collected on the way: the functions, what they import, the tensors they take."""
 
     functions: list[str] = field(default_factory=list)
     imports: set[str] = field(default_factory=set)
     foreign: set[str] = field(default_factory=set)
-    constants: dict[str, bytes] = field(default_factory=dict)
+    constants: list[torch.Tensor] = field(default_factory=list)
 
 
 def add_function(script: Script, gm: fx.GraphModule) -> str:
     """Add a function that builds ``gm``, after those of its subgraphs; returns its name.
+
+    The function takes the list of the script's constants.
 
     Args:
         script: Added to.
@@ -53,20 +56,25 @@ def add_function(script: Script, gm: fx.GraphModule) -> str:
             f"name={node.name!r})"
         )
     lines.append(f"return fx.GraphModule({{{', '.join(attributes)}}}, graph)")
-    name = f"build_{len(script.functions)}"
-    script.functions.append(f"def {name}():\n" + "".join(f"    {line}\n" for line in lines))
+    name = f"{_FUNCTION}{len(script.functions)}"
+    script.functions.append(
+        f"def {name}(constants):\n" + "".join(f"    {line}\n" for line in lines)
+    )
     return name
 
 
-_RESERVED = frozenset({"graph", "fx", "torch", "constant", "slice", "float", "complex", "dict"})
+_RESERVED = frozenset({"graph", "fx", "constants", "device"})
+_FUNCTION = "build_"  # and a number
 
 
 def _variables(graph: fx.Graph) -> dict[fx.Node, str]:
     names: dict[fx.Node, str] = {}
     for i, node in enumerate(graph.nodes):
         usable = node.name.isidentifier() and node.name.isascii()
-        taken = keyword.iskeyword(node.name) or node.name in _RESERVED
         # a builtin or an imported module must not be hidden by a node
+        hides = hasattr(builtins, node.name) or node.name in sys.modules
+        hides = hides or node.name.startswith(_FUNCTION)  # nor a function that builds a subgraph
+        taken = keyword.iskeyword(node.name) or node.name in _RESERVED or hides
         names[node] = f"{node.name}_" if usable and taken else node.name if usable else f"n_{i}"
     if len(set(names.values())) != len(names):
         return {node: f"n_{i}" for i, node in enumerate(graph.nodes)}
@@ -119,7 +127,7 @@ def _literal(script: Script, node: fx.Node, value: Any, names: dict[fx.Node, str
     if value is None or type(value) in (bool, int, str, bytes, range):
         return repr(value)
     if isinstance(value, torch.device):
-        return f"torch.device({str(value)!r})"
+        return f"device({str(value)!r})"
     if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
         return str(value)
     if callable(value) and (name := _named(script, value)) is not None:
@@ -140,7 +148,7 @@ def _attributes(script: Script, gm: fx.GraphModule) -> list[str]:
         for atom in node.target.split("."):
             value = getattr(value, atom)
         if isinstance(value, fx.GraphModule):
-            found[node.target] = f"{add_function(script, value)}()"
+            found[node.target] = f"{add_function(script, value)}(constants)"
         elif isinstance(value, torch.Tensor):
             found[node.target] = _constant(script, node, value)
         else:
@@ -158,11 +166,5 @@ def _constant(script: Script, node: fx.Node, tensor: torch.Tensor) -> str:
             f"({type(tensor).__qualname__}, {tensor.layout}); expected a real, strided tensor"
         )
     with _torch_aot.outside_fake_mode():
-        plain = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
-        content = ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b""
-    file = f"constant_{len(script.constants)}.bin"
-    script.constants[file] = content
-    return (
-        f"constant({file!r}, {tensor.dtype}, {tuple(tensor.shape)}, {tensor.stride()}, "
-        f"{str(tensor.device)!r})"
-    )
+        script.constants.append(tensor.detach())
+    return f"constants[{len(script.constants) - 1}]"

@@ -8,6 +8,8 @@ private name                                used for
 ``torch._ops`` (the operator classes)       writing the target of a node as text
 ``functorch.compile.default_partition``     the dumper's partitioner
 ``torch._neg_view``                         restoring the negative bit of an input
+``torch._guards.CompileContext``            Dynamo's compile id
+``torch._C._set_mkldnn_enabled``, ...       flags that ``torch.backends`` may have frozen
 ==========================================  =========================================
 
 Nothing of it is imported when ``lazyfx_compilers`` is imported.
@@ -97,6 +99,28 @@ def storage_key(tensor: torch.Tensor) -> int:
 def neg_view(tensor: torch.Tensor) -> torch.Tensor:
     """The same data with the negative bit set."""
     return torch._neg_view(tensor)
+
+
+BACKEND_FLAGS = {
+    "mkldnn": "_set_mkldnn_enabled",
+    "cudnn_benchmark": "_set_cudnn_benchmark",
+    "cudnn_deterministic": "_set_cudnn_deterministic",
+}
+
+
+def set_backend_flag(name: str, value: bool) -> None:
+    """Set one of :data:`BACKEND_FLAGS` and nothing else.
+
+    ``torch.backends`` refuses after ``disable_global_flags``, and sets other things with it.
+    """
+    getattr(torch._C, BACKEND_FLAGS[name])(value)
+
+
+def compile_id() -> str | None:
+    """Dynamo's id of the compilation that is going on in this thread, such as ``0/1``."""
+    guards = importlib.import_module("torch._guards")
+    found = guards.CompileContext.current_compile_id()
+    return None if found is None else str(found)
 
 
 # --- names -----------------------------------------------------------------------------------

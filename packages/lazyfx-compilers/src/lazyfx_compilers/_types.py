@@ -69,6 +69,13 @@ def boxed_from_positional(function: Callable[..., Any], name: str) -> Callable[.
     return boxed(run, name)
 
 
+def as_boxed(compiled: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """What a compiler returned, as something that takes one list: itself if it does already."""
+    if getattr(compiled, "_boxed_call", False):
+        return compiled
+    return boxed_from_positional(compiled, name)
+
+
 def boxed_graph(gm: fx.GraphModule, name: str) -> Callable[..., Any]:
     """What :func:`boxed` makes, around the graph: an input is freed after its last use.
 

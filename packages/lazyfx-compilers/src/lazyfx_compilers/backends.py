@@ -101,11 +101,14 @@ def lazyfx_debug(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Compiled:
-    """Check every node's result against what tracing recorded. No options."""
+    """Check every node's result against what tracing recorded.
+
+    Options: ``checks``, ``action``, ``ignore``.
+    """
     from .debug import debug_nop
 
-    known_options("lazyfx_debug", mode, options, ())
-    return debug_nop(gm, example_inputs)
+    taken = known_options("lazyfx_debug", mode, options, ("action", "checks", "ignore"))
+    return debug_nop(**taken)(gm, example_inputs)
 
 
 def lazyfx_dump(
@@ -118,7 +121,7 @@ def lazyfx_dump(
     """Write joint, forward and backward graphs to a folder and run them as they are.
 
     Options: ``name``, ``folder`` (default: a fresh temporary folder, logged), ``example_inputs``
-    (``"spec"`` or ``"data"``).
+    (``"spec"``, ``"data"`` or ``"none"``).
     """
     from .dump import dump_backend
 

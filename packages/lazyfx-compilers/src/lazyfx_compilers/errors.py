@@ -13,7 +13,9 @@
         ├── UnsafeRecomputationError (RuntimeError)     would draw other random numbers
         ├── NoTensorOutputError (ValueError)            there is nothing to differentiate
         ├── MetadataMismatchError (AssertionError)      a node's result is not what was recorded
+        ├── DivergenceError (AssertionError)            a compiler gets a node wrong; names it
         ├── ReproError (ValueError)                     a graph cannot be written as a script
+        │   └── FaultNotFoundError                      there is no fault to make smaller
         ├── DumpFormatError (ValueError)                a dump cannot be read; names file and field
         ├── SeamError (RuntimeError)                    a torch release moved something
         └── MissingDependencyError (ImportError)        an optional package or program is absent
@@ -36,8 +38,10 @@ __all__ = [
     "BudgetWarning",
     "CodegenError",
     "CompilerError",
+    "DivergenceError",
     "DumpFormatError",
     "FallbackWarning",
+    "FaultNotFoundError",
     "InvalidGraphError",
     "MetadataMismatchError",
     "MissingDependencyError",
@@ -101,7 +105,8 @@ class MetadataMismatchError(CompilerError, AssertionError):
     Attributes:
         node: The node's name.
         target: What the node runs, as text.
-        checked: What was compared: ``"dtype"``, ``"size"``, ``"strides"``, ``"device"``, ...
+        check: The name of the check, to leave it out (``checks=``, ``ignore=``).
+        checked: What was compared: ``"dtype"``, ``"number of outputs"``, ...
         expected: What tracing recorded.
         seen: What there is.
         user_line: The line of the user's code the node comes from, or ``None``.
@@ -109,14 +114,29 @@ class MetadataMismatchError(CompilerError, AssertionError):
 
     node: str = ""
     target: str = ""
+    check: str = ""
     checked: str = ""
     expected: Any = None
     seen: Any = None
     user_line: str | None = None
 
 
+class DivergenceError(CompilerError, AssertionError):
+    """A compiled graph is not what its reference is; the message names the node.
+
+    Attributes:
+        comparison: The whole report, a :class:`~lazyfx_compilers.compare.Comparison`.
+    """
+
+    comparison: Any = None
+
+
 class ReproError(CompilerError, ValueError):
     """A graph cannot be written as a script that runs by itself; names the node or the folder."""
+
+
+class FaultNotFoundError(ReproError):
+    """What is to be minimized does not show the fault: the predicate does not hold for it."""
 
 
 class DumpFormatError(CompilerError, ValueError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from . import _checks, _liveness, _torch_aot, _torch_partition, _torch_randomness
+from . import _liveness, _messages, _torch_aot, _torch_partition, _torch_randomness
 from ._fused import FusedModule, fused_function, is_fused
 from ._memory_data import MemoryReport, RecomputedValue, SavedValue, Simulation, Usage
 from ._recompute import Choice, Halves, Joint
@@ -263,7 +263,7 @@ def _describe(halves: Halves) -> dict[str, Any]:
                 target=_target(joint.nodes[value]),
                 nbytes=joint.bytes_of([value]),
                 seconds=joint.seconds[value],
-                user_line=_checks.user_line(joint.nodes[value]),
+                user_line=_messages.user_line(joint.nodes[value]),
             )
             for value in joint.recomputed()
         ),
@@ -283,7 +283,7 @@ def _saved(joint: Joint, value: int, nbytes: int) -> SavedValue:
         nbytes=nbytes,
         why=why,
         seconds=seconds,
-        user_line=_checks.user_line(node),
+        user_line=_messages.user_line(node),
     )
 
 

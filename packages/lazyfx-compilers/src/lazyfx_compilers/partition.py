@@ -15,6 +15,7 @@ from torch import fx
 
 from . import _torch_partition, _torch_randomness
 from ._budget import Budget, Place
+from ._liveness import is_tensor
 from ._recompute import Halves
 from ._torch_randomness import never_redrawn
 from .errors import BudgetError, BudgetWarning
@@ -78,7 +79,9 @@ def _copy_what_is_written(
     inputs = [node for node in forward.graph.nodes if node.op == "placeholder"]
     at_risk = {node for node in inputs if node.name in written}
     for place, node in enumerate(returned[results:], start=results):
-        if not isinstance(node, fx.Node) or _torch_partition.viewed(node) not in at_risk:
+        if not isinstance(node, fx.Node) or not is_tensor(node):
+            continue  # a symbolic size that was read off an input is no view of it
+        if _torch_partition.viewed(node) not in at_risk:
             continue
         _torch_partition.describe_views(node)
         with forward.graph.inserting_before(first if node.op == "placeholder" else node.next):

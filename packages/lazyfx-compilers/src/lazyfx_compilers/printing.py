@@ -25,7 +25,7 @@ def print_compile(*, stream: TextIO | None = None, label: str = "") -> FxCompile
 
 
 def print_compile(
-    gm: Any = None,
+    gm: Any = ...,
     example_inputs: Sequence[Any] = (),
     /,
     *,
@@ -51,7 +51,7 @@ def print_compile(
         NotCompilableError: ``gm`` is not a ``torch.fx.GraphModule``.
         InvalidGraphError: The graph is wrong; names the node.
     """
-    numbers = _numbers if gm is not None else itertools.count()
+    numbers = _numbers if gm is not ... else itertools.count()
 
     def compiler(gm: fx.GraphModule, example_inputs: Sequence[Any], /) -> Callable[..., Any]:
         checked = require_graph(gm, "print_compile")
@@ -62,7 +62,7 @@ def print_compile(
         out.write(f"# {name}: {_torch_aot.phase(checked)}, graph {next(numbers)}\n{code}\n")
         return nop(gm, example_inputs)
 
-    return compiler if gm is None else compiler(gm, example_inputs)
+    return compiler if gm is ... else compiler(gm, example_inputs)
 
 
 _numbers = itertools.count()  # of graphs given to print_compile itself

@@ -48,6 +48,7 @@ def save_graph(
     *,
     strict: bool = False,
     meta: bool = True,
+    warn: bool = True,
 ) -> None:
     """Write ``gm`` to one file that :func:`load_graph` reads without running anything of it.
 
@@ -63,6 +64,7 @@ def save_graph(
         strict: Raise for metadata and attributes of graph modules that cannot be stored, instead
             of leaving them out with one :class:`DroppedMetadataWarning` per module.
         meta: Store ``node.meta`` and ``gm.meta``.
+        warn: Say what was left out. ``False`` suits callers for whom metadata is a courtesy.
 
     Raises:
         NotAGraphModuleError: ``gm`` is not a ``torch.fx.GraphModule``.
@@ -93,7 +95,8 @@ def save_graph(
     }
     text = to_json(structure, type(gm).__name__)
     write_container(path, text, writer.tensors, names=writer.tensor_names)
-    writer.warn(stacklevel=3)
+    if warn:
+        writer.warn(stacklevel=3)
 
 
 def load_graph(

@@ -69,6 +69,7 @@ _TELLING_WORDS = frozenset(
     download url http library lib dlopen pickle unpickle asm ptr blob
 """)
 )
+_SAFE_ALL_THE_SAME = frozenset({"higher_order.run_and_save_rng_state"})  # saves to a tensor
 _UNSAFE_NAMESPACES = {
     "prim": "belongs to the TorchScript interpreter",
     "static_runtime": "belongs to the TorchScript interpreter",
@@ -321,7 +322,7 @@ def _why_not_operator(kind: str, name: str) -> str | None:
         reason = _UNSAFE_NAMESPACES.get(namespace)
     if reason is None:
         telling = sorted(_TELLING_WORDS.intersection(own.lower().split("_")))
-        if not telling:
+        if not telling or name in _SAFE_ALL_THE_SAME:
             return None
         reason = f"may touch files or programs, as {telling[0]!r} in its name says"
     return f"the operator {name:.200} {reason}"

@@ -78,7 +78,7 @@ class _Layout:
     @property
     def is_natural(self) -> bool:
         """Whether a new tensor of this size and stride has a storage of just this size."""
-        if self.offset != 0 or self.is_symbolic:
+        if self.is_symbolic or self.offset != 0:
             return False
         last = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
         return bool(self.nbytes == (0 if 0 in self.size else (last + 1) * self.dtype.itemsize))

@@ -1,26 +1,34 @@
 """Graphs of a compilation as files: written by a compiler, read by people and tools.
 
-No file is a pickle, and reading one executes nothing. ``_schema`` has the layout, ``_writer`` the
-folder, ``_specs`` and ``_graphs`` what is said about inputs and graphs, ``_data`` their values,
-``_reader`` and ``_inputs`` the way back, ``_dumper`` the compiler.
+No file is a pickle, and reading one executes nothing. ``_schema`` has the layout. Written by:
+``_dumper`` (the compiler), ``_backend`` (by its name), ``_context`` (what others compile),
+``_writer`` (the folder), ``_graphs`` and ``_specs`` (what is said about graphs and inputs),
+``_recording`` and ``_storages`` (their values), ``_environment``, ``_overview``. Read by:
+``_dump``, ``_inputs``, ``_replay``, ``_comparison``.
 """
 
-from ._dumper import GraphDumper, dump_backend, graph_dumper_aot
-from ._inputs import get_inputs
-from ._reader import DumpIndex, GraphEntry, load_index, read_inputs_spec
+from ._backend import dump_backend
+from ._context import dump_graphs
+from ._dump import Dump, DumpedGraph, find_dumps, load_dump
+from ._dumper import GraphDumper, graph_dumper_aot
+from ._inputs import get_inputs, read_inputs_spec
+from ._replay import Replay
 from ._specs import InputSpec, OpaqueSpec, ScalarSpec, TensorSpec
 
 __all__ = [
-    "DumpIndex",
+    "Dump",
+    "DumpedGraph",
     "GraphDumper",
-    "GraphEntry",
     "InputSpec",
     "OpaqueSpec",
+    "Replay",
     "ScalarSpec",
     "TensorSpec",
     "dump_backend",
+    "dump_graphs",
+    "find_dumps",
     "get_inputs",
     "graph_dumper_aot",
-    "load_index",
+    "load_dump",
     "read_inputs_spec",
 ]

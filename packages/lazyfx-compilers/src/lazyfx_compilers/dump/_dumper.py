@@ -11,43 +11,49 @@ Dumping never fails a compilation: whatever goes wrong while writing is one warn
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import os
+import re
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from torch import fx
+
+import lazyfx_core
 from lazyfx_compilers import _torch_aot, _torch_debug
-from lazyfx_compilers._types import boxed, require_graph
+from lazyfx_compilers._types import require_graph
 from lazyfx_compilers.errors import NotCompilableError, UnknownOptionError
 from lazyfx_compilers.nop import nop
 
-from ._data import encode_data, require_safetensors
-from ._graphs import graph_content, operator_counts, readable_code
-from ._schema import CODE, DATA, GRAPH, INPUTS, to_json
-from ._specs import InputSpec, describe_inputs, encode_spec, with_expressions
-from ._writer import DumpFolder, GraphFiles, replace_file
+from ._graphs import operator_counts, readable_code
+from ._recording import has_integer_tensor, recording_first_run
+from ._schema import CODE, GRAPH, INPUTS
+from ._specs import InputSpec, describe_inputs, encode_specs
+from ._storages import require_safetensors
+from ._writer import DumpFolder, safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from torch import fx
+    from pathlib import Path
 
     from lazyfx_compilers._types import FxCompiler
 
     Partitioner = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
+
+ExampleInputs = Literal["spec", "data", "none"]
+EXAMPLE_INPUTS = ("spec", "data", "none")
 
 log = logging.getLogger("lazyfx_compilers.dump")
 _marks = itertools.count()
 
 
 def graph_dumper_aot(
-    current_name: str,
-    folder_name: str | os.PathLike[str] | None,
+    name: str,
+    folder: str | os.PathLike[str] | None,
     dump_example_input: bool = False,
     *,
+    example_inputs: ExampleInputs | None = None,
     compiler: FxCompiler = nop,
     partition_fn: Partitioner = _torch_debug.default_partition,
 ) -> GraphDumper:
@@ -55,47 +61,73 @@ def graph_dumper_aot(
 
     Give it to ``torch.compile(backend=...)``, or its parts to whatever takes AOTAutograd's
     settings: ``aot_function(f, dumper.fw_compiler, dumper.bw_compiler, dumper.partition_fn)``,
-    ``memory_efficient_fusion(f, fw_compiler=dumper.fw_compiler, ...)``. The layout of the folder
-    is in :mod:`lazyfx_compilers.dump._schema`. Nothing is ever overwritten.
+    ``memory_efficient_fusion(f, fw_compiler=dumper.fw_compiler, ...)``. To dump what another
+    backend compiles, use :func:`dump_graphs`. Nothing is ever overwritten; :func:`load_dump` reads
+    what was written.
 
     Args:
-        current_name: Names the folder; what a path cannot hold becomes ``_``.
-        folder_name: The parent folder, made if needed; ``None`` makes a temporary one and logs it.
-        dump_example_input: Also store the values of each graph's inputs, those of its first run
-            (while compiling there are only descriptions). Joint graphs never run: no values.
+        name: Names the folder; what a path cannot hold becomes ``_``.
+        folder: The parent folder, made if needed; ``None`` makes a temporary one and logs it.
+        dump_example_input: ``True`` means ``example_inputs="data"``.
+        example_inputs: ``"spec"``, the default: descriptions of each graph's inputs, and the least
+            and greatest value of integer ones at the first run. ``"data"``: also the values of
+            inputs and outputs at the first run. ``"none"``: neither. Joint graphs never run.
         compiler: What compiles the graphs after they were written.
         partition_fn: What splits joint graphs; torch's default partitioner.
 
     Raises:
-        UnknownOptionError: A name, folder or flag of another type.
+        UnknownOptionError: A name, folder or option of another type or value.
         NotCompilableError: ``compiler`` or ``partition_fn`` cannot be called.
-        MissingDependencyError: ``dump_example_input=True`` without safetensors.
+        MissingDependencyError: ``example_inputs="data"`` without safetensors.
     """
-    if not isinstance(current_name, str):
-        raise UnknownOptionError(
-            f"graph_dumper_aot(current_name={current_name!r}): expected a string"
-        )
-    if folder_name is not None and not isinstance(folder_name, (str, os.PathLike)):
-        raise UnknownOptionError(
-            f"graph_dumper_aot(folder_name={folder_name!r}): expected a path, or None for a "
-            "temporary folder"
-        )
     if not isinstance(dump_example_input, bool):
         raise UnknownOptionError(
             f"graph_dumper_aot(dump_example_input={dump_example_input!r}): expected True or False"
         )
-    for name, value in (("compiler", compiler), ("partition_fn", partition_fn)):
+    if example_inputs is None:
+        example_inputs = "data" if dump_example_input else "spec"
+    elif dump_example_input and example_inputs != "data":
+        raise UnknownOptionError(
+            f"graph_dumper_aot(dump_example_input=True, example_inputs={example_inputs!r}): these "
+            "contradict each other; leave dump_example_input out"
+        )
+    return make_dumper(
+        "graph_dumper_aot", name, folder, example_inputs, compiler=compiler, partition=partition_fn
+    )
+
+
+def make_dumper(
+    what: str,
+    name: str,
+    folder: str | os.PathLike[str] | None,
+    example_inputs: str,
+    *,
+    compiler: FxCompiler = nop,
+    partition: Partitioner = _torch_debug.default_partition,
+) -> GraphDumper:
+    """A :class:`GraphDumper` from a user's arguments, checked; ``what`` is who takes them."""
+    if not isinstance(name, str):
+        raise UnknownOptionError(f"{what}(name={name!r}): expected a string")
+    if folder is not None and not isinstance(folder, (str, os.PathLike)):
+        raise UnknownOptionError(
+            f"{what}(folder={folder!r}): expected a path, or None for a temporary folder"
+        )
+    if example_inputs not in EXAMPLE_INPUTS:
+        raise UnknownOptionError(
+            f"{what}(example_inputs={example_inputs!r}): expected 'spec', 'data' or 'none'"
+        )
+    for argument, value in (("compiler", compiler), ("partition_fn", partition)):
         if not callable(value):
             raise NotCompilableError(
-                f"graph_dumper_aot({name}={value!r}): expected something that can be called"
+                f"{what}({argument}={value!r}): expected something that can be called"
             )
-    if dump_example_input:
+    if example_inputs == "data":
         require_safetensors()
     return GraphDumper(
-        DumpFolder(folder_name, current_name),
-        with_data=dump_example_input,
+        DumpFolder(folder, name),
+        example_inputs=example_inputs,
         compiler=compiler,
-        partition=partition_fn,
+        partition=partition,
     )
 
 
@@ -109,12 +141,12 @@ class GraphDumper:
         self,
         folder: DumpFolder,
         *,
-        with_data: bool,
+        example_inputs: str,
         compiler: FxCompiler,
         partition: Partitioner,
     ) -> None:
         self._folder = folder
-        self._with_data = with_data
+        self._example_inputs = example_inputs
         self._compiler = compiler
         self._partition = partition
         self._mark = f"lazyfx_dump_{next(_marks)}"
@@ -141,7 +173,8 @@ class GraphDumper:
         """
         checked = require_graph(gm, "graph_dumper_aot")
         if not _torch_aot.is_dynamo_graph(checked):
-            return self._dump_and_compile(checked, example_inputs, _torch_aot.phase(checked))
+            phase = _torch_aot.phase(checked)
+            return self.dump_and_compile(checked, example_inputs, self._compiler, phase=phase)
         return _torch_aot.compile_dynamo_graph(
             checked,
             example_inputs,
@@ -152,35 +185,75 @@ class GraphDumper:
 
     def fw_compiler(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """AOTAutograd's ``fw_compiler``, and its ``inference_compiler``."""
-        phase = "forward" if self._mark in gm.meta else "inference"
-        return self._dump_and_compile(gm, example_inputs, phase)
+        return self.dump_and_compile(gm, example_inputs, self._compiler)
 
     def bw_compiler(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """AOTAutograd's ``bw_compiler``."""
-        return self._dump_and_compile(gm, example_inputs, "backward")
+        return self.dump_and_compile(gm, example_inputs, self._compiler, phase="backward")
 
     def partition_fn(
         self, joint: fx.GraphModule, joint_inputs: Sequence[Any], **settings: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """AOTAutograd's ``partition_fn``: writes the joint graph, splits it, marks the halves."""
+        return self.dump_and_partition(joint, joint_inputs, self._partition, **settings)
+
+    def dump_and_partition(
+        self,
+        joint: fx.GraphModule,
+        joint_inputs: Sequence[Any],
+        partition: Partitioner,
+        **settings: Any,
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """What :meth:`partition_fn` does, with another partitioner."""
         compilation = self._number(joint)
         if compilation is not None:
             self._write(joint, joint_inputs, "joint", compilation)
-        forward, backward = self._partition(joint, joint_inputs, **settings)
+        forward, backward = partition(joint, joint_inputs, **settings)
         forward.meta[self._mark] = backward.meta[self._mark] = compilation
+        if isinstance(settings.get("num_fwd_outputs"), int):
+            forward.meta[f"{self._mark}_results"] = settings["num_fwd_outputs"]
         return forward, backward
 
-    def _dump_and_compile(
-        self, gm: fx.GraphModule, example_inputs: Sequence[Any], phase: str
+    def dump_and_compile(
+        self,
+        gm: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        compiler: FxCompiler,
+        *,
+        phase: str | None = None,
     ) -> Callable[..., Any]:
+        """Write ``gm``, then compile it with ``compiler``.
+
+        Args:
+            gm: Not Dynamo's.
+            example_inputs: Fake or real.
+            compiler: Given what this was given.
+            phase: ``None``: forward if its joint graph was seen, else inference.
+        """
+        if phase is None:
+            phase = "forward" if self._mark in gm.meta else "inference"
         compilation = self._number(gm)
         written = None
         if compilation is not None:
             written = self._write(gm, example_inputs, phase, compilation)
-        compiled = self._compiler(gm, example_inputs)
-        if written is None or not self._with_data:
+        names = _output_names(gm)
+        compiled = compiler(gm, example_inputs)
+        if written is None or self._example_inputs == "none":
             return compiled
-        return self._keeping_first_inputs(compiled, *written)
+        folder, specs = written
+        values = self._example_inputs == "data"
+        if not values and not has_integer_tensor(specs):
+            return compiled
+        return recording_first_run(
+            compiled,
+            folder,
+            specs,
+            names,
+            results=gm.meta.get(f"{self._mark}_results"),
+            values=values,
+            exact=compiler is nop,
+            failed=self._warn,
+        )
 
     def _number(self, gm: fx.GraphModule) -> int | None:
         """The compilation that ``gm`` belongs to; ``None`` if there is no folder."""
@@ -189,7 +262,7 @@ class GraphDumper:
             return int(number)
         try:
             return self._folder.new_compilation()
-        except OSError as error:
+        except Exception as error:  # a dump must never be why a training does not start
             self._warn(error)
             return None
 
@@ -197,53 +270,35 @@ class GraphDumper:
         self, gm: fx.GraphModule, inputs: Sequence[Any], phase: str, compilation: int
     ) -> tuple[Path, tuple[InputSpec, ...]] | None:
         try:
-            names = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
-            specs = describe_inputs(names, inputs)
-            about = {"phase": phase, "compilation": compilation}
-            texts = {
-                CODE: readable_code(gm),
-                GRAPH: to_json("graph", {**about, **graph_content(gm)}),
-                INPUTS: _inputs_text(specs),
+            specs = _describe(gm, inputs)
+            compile_id = _torch_debug.compile_id()
+            wanted = f"{compilation:03d}_{phase}"
+            if compile_id is not None:
+                wanted += f"_{safe_name(re.sub('[^0-9]+', '-', compile_id))}"
+            entry = {
+                "phase": phase,
+                "compilation": compilation,
+                "compile_id": compile_id,
+                "inputs": len(specs),
+                "nodes": len(gm.graph.nodes),
+                "ops": operator_counts(gm),
             }
-            files = GraphFiles(texts=texts, nodes=len(gm.graph.nodes), ops=operator_counts(gm))
-            return self._folder.add_graph(compilation, phase, files), specs
+
+            def write(folder: Path) -> None:
+                (folder / CODE).write_text(readable_code(gm), encoding="utf-8")
+                if self._example_inputs != "none":
+                    text = encode_specs("inputs", specs)
+                    (folder / INPUTS).write_text(text, encoding="utf-8")
+                try:
+                    lazyfx_core.save_graph(gm, folder / GRAPH, warn=False)
+                except lazyfx_core.SerializationError as error:
+                    entry["not_stored"] = str(error)
+                    self._warn(error)
+
+            return self._folder.add_graph(wanted, write, entry), specs
         except Exception as error:  # a dump must never be why a training does not start
             self._warn(error)
             return None
-
-    def _keeping_first_inputs(
-        self, compiled: Callable[..., Any], folder: Path, traced: tuple[InputSpec, ...]
-    ) -> Callable[..., Any]:
-        takes_list = getattr(compiled, "_boxed_call", False)
-        pending = [folder]
-
-        def keep_and_run(inputs: list[Any]) -> Any:
-            with self._lock:
-                target = pending.pop() if pending else None
-            if target is not None:
-                self._write_data(target, traced, inputs)
-            if takes_list:
-                return compiled(inputs)
-            arguments = tuple(inputs)
-            inputs.clear()
-            return compiled(*arguments)
-
-        return boxed(keep_and_run, "graph_dumper_aot")
-
-    def _write_data(
-        self, folder: Path, traced: tuple[InputSpec, ...], inputs: Sequence[Any]
-    ) -> None:
-        try:
-            leaves, _ = _torch_aot.tree_flatten(list(inputs))
-            if any(_torch_aot.is_fake(leaf) for leaf in leaves):
-                self._warn(ValueError("the graph was run with fake tensors, which have no values"))
-                return
-            real = describe_inputs([spec.name for spec in traced], inputs)
-            specs = with_expressions(real, traced)
-            replace_file(folder / DATA, encode_data(specs, inputs))
-            replace_file(folder / INPUTS, _inputs_text(specs).encode())
-        except Exception as error:  # as above
-            self._warn(error)
 
     def _warn(self, error: Exception) -> None:
         with self._lock:
@@ -251,51 +306,27 @@ class GraphDumper:
         if first:
             log.warning(
                 "graph_dumper_aot cannot write everything (%s: %s); the graphs run all the same. "
-                "Give it a folder that can be written; this is said once",
+                "%sThis is said once",
                 type(error).__name__,
                 error,
+                "Give it a folder that can be written. " if isinstance(error, OSError) else "",
                 exc_info=None if isinstance(error, OSError) else error,
             )
 
 
-def dump_backend(
-    gm: fx.GraphModule,
-    graph_inputs: Sequence[Any],
-    /,
-    *,
-    name: str = "graph",
-    folder: str | os.PathLike[str] | None = None,
-    example_inputs: str = "spec",
-) -> Callable[..., Any]:
-    """What the backend ``lazyfx_dump`` does for one graph.
-
-    Graphs dumped under the same options in one process go into one folder.
-
-    Args:
-        gm: The graph, Dynamo's or AOTAutograd's.
-        graph_inputs: Its inputs.
-        name: See :func:`graph_dumper_aot`.
-        folder: See :func:`graph_dumper_aot`.
-        example_inputs: ``"spec"`` for descriptions, ``"data"`` for values too.
-
-    Raises:
-        UnknownOptionError: Another value for an option.
-    """
-    if example_inputs not in ("spec", "data"):
-        raise UnknownOptionError(
-            f"lazyfx_dump(example_inputs={example_inputs!r}): expected 'spec' or 'data'"
-        )
-    parent = os.fspath(folder) if isinstance(folder, os.PathLike) else folder
-    if not isinstance(parent, str | None) or not isinstance(name, str):
-        return graph_dumper_aot(name, folder)(gm, graph_inputs)  # says which one is wrong
-    absolute = None if parent is None else os.path.abspath(parent)
-    return _dumper_for(name, absolute, example_inputs == "data")(gm, graph_inputs)
+def _describe(gm: fx.GraphModule, inputs: Sequence[Any]) -> tuple[InputSpec, ...]:
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    names = [node.name for node in placeholders]
+    specs = describe_inputs(names, inputs)
+    if len(specs) == len(placeholders):
+        return specs
+    # torch tells no inputs when it splits the joint graph of an invoke_subgraph
+    return describe_inputs(names, [node.meta.get("val") for node in placeholders])
 
 
-@functools.cache
-def _dumper_for(name: str, folder: str | None, with_data: bool) -> GraphDumper:
-    return graph_dumper_aot(name, folder, with_data)
-
-
-def _inputs_text(specs: Sequence[InputSpec]) -> str:
-    return to_json("inputs", {"inputs": [encode_spec(spec) for spec in specs]})
+def _output_names(gm: fx.GraphModule) -> list[str]:
+    output = next((node for node in reversed(gm.graph.nodes) if node.op == "output"), None)
+    leaves, _ = _torch_aot.tree_flatten(output.args[0] if output is not None else ())
+    return [
+        each.name if isinstance(each, fx.Node) else f"output_{i}" for i, each in enumerate(leaves)
+    ]

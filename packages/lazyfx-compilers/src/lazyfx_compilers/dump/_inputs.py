@@ -1,4 +1,4 @@
-"""Inputs for a dumped graph: random ones made from their descriptions, or the recorded ones.
+"""Values made from descriptions: random ones, or the recorded ones.
 
 Tensors come back with exactly the recorded size, strides, offset and sharing: each storage is made
 once, filled as a flat run of elements, and the tensors are views of it.
@@ -6,6 +6,7 @@ once, filled as a flat run of elements, and the tensors are views of it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,15 +14,14 @@ import torch
 from lazyfx_compilers import _torch_aot, _torch_debug
 from lazyfx_compilers.errors import DumpFormatError
 
-from ._data import load_data
-from ._reader import inputs_file, read_inputs_spec
-from ._schema import DATA
-from ._specs import InputSpec, OpaqueSpec, ScalarSpec, TensorSpec
+from ._environment import physical_memory
+from ._schema import DATA, INPUTS, read_json
+from ._specs import InputSpec, OpaqueSpec, ScalarSpec, TensorSpec, decode_specs
+from ._storages import read_contents, storage_name
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 
 def get_inputs(
@@ -30,7 +30,7 @@ def get_inputs(
     seed: int | None = None,
     data: bool = False,
     device: str | None = None,
-    max_bytes: int = 1 << 36,
+    max_bytes: int | None = None,
 ) -> list[Any]:
     """Inputs that a dumped graph can be run with.
 
@@ -38,9 +38,10 @@ def get_inputs(
         input_data_path: A dumped graph's folder, or the ``inputs.json`` in it.
         seed: Makes the values repeatable. The global random state is not touched either way.
         data: Give the recorded values instead of random ones; needs a dump made with
-            ``dump_example_input=True``.
+            ``example_inputs="data"``.
         device: Make all tensors there instead of on the recorded devices.
-        max_bytes: Refuse a description that asks for more memory than this.
+        max_bytes: Refuse a description that asks for more memory than this; by default, than this
+            machine has.
 
     Returns:
         One value per input, in order; the caller owns them. Tensors have the recorded size,
@@ -61,9 +62,54 @@ def get_inputs(
                 f"{file}: field inputs[{i}] ({spec.name!r}) is a {spec.description}, which cannot "
                 "be made from a description; make it yourself and use read_inputs_spec for the rest"
             )
+    recorded = read_contents(file.with_name(DATA)) if data else None
+    return make_values(
+        specs, file, seed=seed, recorded=recorded, device=device, max_bytes=max_bytes
+    )
+
+
+def read_inputs_spec(path: str | os.PathLike[str]) -> tuple[InputSpec, ...]:
+    """Read the descriptions of a graph's inputs.
+
+    Args:
+        path: A graph's folder, or the ``inputs.json`` in it.
+
+    Raises:
+        DumpFormatError: Names the file and the field.
+    """
+    return decode_specs(read_json(inputs_file(path), "inputs").get("inputs"))
+
+
+def inputs_file(path: str | os.PathLike[str]) -> Path:
+    """The ``inputs.json`` that ``path`` means."""
+    given = Path(path)
+    return given / INPUTS if given.is_dir() else given
+
+
+def make_values(
+    specs: Sequence[InputSpec],
+    file: Path,
+    *,
+    seed: int | None = None,
+    recorded: Mapping[str, torch.Tensor] | None = None,
+    device: str | None = None,
+    max_bytes: int | None = None,
+) -> list[Any]:
+    """What ``specs`` describe; ``None`` for what a description cannot make.
+
+    Args:
+        specs: Read from ``file``.
+        file: For messages.
+        seed: For random values; ``None`` for other ones each time.
+        recorded: Bytes of storages to use instead of random values.
+        device: Instead of the recorded devices.
+        max_bytes: Most memory that the values may take; ``None``: what this machine has.
+
+    Raises:
+        DumpFormatError: Names the file and the field.
+    """
     members = _by_storage(specs)
-    _check_memory(file, specs, members, max_bytes)
-    recorded = load_data(file.with_name(DATA)) if data else None
+    _check_memory(file, specs, members, physical_memory() if max_bytes is None else max_bytes)
     generator = torch.Generator()
     if seed is None:
         generator.seed()
@@ -98,7 +144,8 @@ def _check_memory(
         if total > limit:
             raise DumpFormatError(
                 f"{file}: field inputs[{positions[0]}].shape: the inputs up to here need {total} "
-                f"bytes, more than max_bytes={limit}; pass a larger max_bytes if that is meant"
+                f"bytes, more than max_bytes={limit} (by default what this machine has); pass a "
+                "larger max_bytes if that is meant"
             )
         devices = {spec.device for spec in _tensors(specs, positions)}
         if len(devices) > 1:
@@ -137,14 +184,14 @@ def _make_storage(
 def _recorded(
     file: Path, tensors: Sequence[TensorSpec], size: int, recorded: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    name = f"storage_{tensors[0].storage}"
+    name = storage_name(tensors[0].storage)
     start = min(spec.span()[0] for spec in tensors)
     kept = recorded.get(name)
-    if kept is None or kept.dtype != torch.uint8 or tuple(kept.shape) != (size - start,):
-        found = "nothing" if kept is None else f"{kept.dtype} of size {tuple(kept.shape)}"
+    if kept is None or kept.numel() != size - start:
+        found = "missing" if kept is None else f"{kept.numel()} bytes"
         raise DumpFormatError(
-            f"{file.with_name(DATA)}: field {name} is {found}; expected {size - start} bytes, as "
-            f"{file.name} says; dump the graph again"
+            f"{file.with_suffix('.safetensors')}: field {name} is {found}; expected {size - start} "
+            f"bytes, as {file.name} says; dump the graph again"
         )
     content = torch.zeros(size, dtype=torch.uint8)
     content[start:] = kept
@@ -163,8 +210,10 @@ def _random(spec: TensorSpec, size: int, generator: torch.Generator) -> torch.Te
         values = torch.randint(0, 2, (count,), generator=generator).to(torch.bool)
     elif spec.range is not None:
         least, greatest = spec.range
-        beyond = min(greatest, (1 << 63) - 2) + 1
-        values = torch.randint(least, beyond, (count,), generator=generator).to(dtype)
+        beyond = min(greatest, (1 << 63) - 2) + 1  # one more than int64 holds cannot be said
+        least = min(least, beyond - 1)
+        values = torch.randint(least, beyond, (count,), generator=generator)
+        values = values.clamp_(min=spec.range[0]).to(dtype)
     elif dtype.is_floating_point and dtype in _CASTABLE:
         values = torch.rand(count, generator=generator).to(dtype)
     elif dtype in _CASTABLE:

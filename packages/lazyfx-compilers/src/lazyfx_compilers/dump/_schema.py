@@ -2,19 +2,26 @@
 
 ::
 
-    {folder}/{name}/                    one per dumper; a name that is taken gets "-2", "-3", ...
+    {folder}/{name}/                    one per process; a name that is taken gets "-2", "-3", ...
         index.json                      every graph: phase, compilation, node and operator counts
-        000_joint/                      000 is the compilation, one number for all its graphs
-        000_forward/
+        index.md                        the same, to be read
+        replay.py                       runs all graphs again
+        000_joint_0-0/                  000 is the compilation, one number for all its graphs; 0-0
+        000_forward_0-0/                is Dynamo's compile id 0/0, if there was one
+            graph.safetensors           the graph itself, an archive of lazyfx_core.save_graph
             graph.py                    readable code with shapes, strides, devices, user lines
-            graph.json                  nodes, for tools
             inputs.json                 a description of each input
-            inputs.safetensors          values of the inputs, if asked for
-        000_backward/
-        001_inference/
+            inputs.safetensors          values of the inputs (example_inputs="data")
+            outputs.json                descriptions of the outputs, and of the inputs afterwards
+            outputs.safetensors         their values, as far as the run made or changed them
+            replay.py                   runs this graph again
+        000_backward_0-0/
+        001_inference_1-0/
 
-Every JSON file is an object with ``format`` (``lazyfx.index``, ``lazyfx.graph``,
-``lazyfx.inputs``) and ``version``; a reader takes its own version and older ones, ignores fields
+A process that is one of several has its rank in the name: ``{name}_rank1``.
+
+Every JSON file is an object with ``format`` (``lazyfx.index``, ``lazyfx.inputs``,
+``lazyfx.outputs``) and ``version``; a reader takes its own version and older ones, ignores fields
 it does not know, and refuses the rest. No file is a pickle, and reading one executes nothing. A
 folder may be moved: paths inside it are relative.
 """
@@ -31,10 +38,14 @@ from lazyfx_compilers.errors import DumpFormatError
 
 VERSION = 1
 INDEX = "index.json"
-GRAPH = "graph.json"
+OVERVIEW = "index.md"
+GRAPH = "graph.safetensors"
 CODE = "graph.py"
 INPUTS = "inputs.json"
 DATA = "inputs.safetensors"
+OUTPUTS = "outputs.json"
+RESULTS = "outputs.safetensors"
+REPLAY = "replay.py"
 
 _MAX_BYTES = 1 << 30  # a larger JSON file is not one of ours
 
@@ -104,7 +115,10 @@ class Field:
             return float(self.value)
         if type(self.value) not in (int, float):
             raise self.wrong("a number, 'nan', 'inf' or '-inf'")
-        return float(self.value)
+        try:
+            return float(self.value)
+        except OverflowError:
+            raise self.wrong("a number that a float can hold") from None
 
 
 def encode_float(value: float) -> float | str:
@@ -125,16 +139,29 @@ def _lines(value: Any) -> str:
     return "[\n " + ",\n ".join(json.dumps(each, allow_nan=False) for each in value) + "\n]"
 
 
+def require_regular(file: Path) -> None:
+    """Check that reading ``file`` comes to an end; what is not there is told by whoever reads it.
+
+    Raises:
+        DumpFormatError: It is a pipe or a device.
+    """
+    if any(is_odd(file) for is_odd in (Path.is_fifo, Path.is_char_device, Path.is_socket)):
+        raise DumpFormatError(f"{file}: a pipe or a device; expected a file; dump the graph again")
+
+
 def read_json(file: Path, kind: str) -> Field:
     """Read a file of the dump and check what it says it is.
 
     Raises:
         DumpFormatError: It cannot be read, is not JSON, is of another kind or too new.
     """
+    require_regular(file)
     try:
         if file.stat().st_size > _MAX_BYTES:
             raise DumpFormatError(f"{file}: larger than {_MAX_BYTES} bytes; expected a dump's file")
-        document = json.loads(file.read_bytes().decode("utf-8"), parse_constant=_no_constant)
+        document = json.loads(
+            file.read_bytes().decode("utf-8"), parse_constant=_no_constant, parse_float=_finite
+        )
     except OSError as error:
         raise DumpFormatError(
             f"{file}: cannot be read ({error.strerror or error}); pass a folder that "
@@ -155,6 +182,13 @@ def read_json(file: Path, kind: str) -> Field:
             "read it with a newer lazyfx-compilers"
         )
     return root
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is more than a float can hold")
+    return value
 
 
 def _no_constant(name: str) -> Any:

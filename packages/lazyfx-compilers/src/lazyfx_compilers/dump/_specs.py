@@ -15,7 +15,7 @@ import torch
 
 from lazyfx_compilers import _torch_aot, _torch_debug
 
-from ._schema import Field, encode_float
+from ._schema import Field, encode_float, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ UNDECIDED = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """A strided tensor; ``storage`` numbers the storages of one graph's inputs."""
+    """A strided, not quantised tensor; ``storage`` numbers the storages of one graph's inputs."""
 
     name: str
     dtype: torch.dtype
@@ -108,7 +108,8 @@ def _describe(name: str, value: Any, storages: dict[int, int]) -> InputSpec:
 
 
 def _describe_tensor(name: str, tensor: torch.Tensor, storages: dict[int, int]) -> InputSpec:
-    if tensor.layout is not torch.strided or tensor.is_nested or not _is_plain(tensor):
+    special = tensor.is_nested or tensor.is_quantized or not _is_plain(tensor)
+    if tensor.layout is not torch.strided or special:
         kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
         return OpaqueSpec(name=name, description=f"{kind}, {tensor.layout}, {tensor.dtype}")
     symbolic = any(type(extent) is not int for extent in tensor.shape)
@@ -212,6 +213,20 @@ def _encode_scalar(spec: ScalarSpec) -> dict[str, Any]:
     if spec.expr is not None:
         encoded["expr"] = spec.expr
     return encoded
+
+
+def encode_specs(kind: str, specs: Sequence[InputSpec]) -> str:
+    """The text of a file that holds nothing but descriptions, ``"inputs"`` for example."""
+    return to_json(kind, {kind: [encode_spec(spec) for spec in specs]})
+
+
+def decode_specs(field: Field) -> tuple[InputSpec, ...]:
+    """Descriptions from a JSON array.
+
+    Raises:
+        DumpFormatError: Names the file and the field.
+    """
+    return tuple(decode_spec(each) for each in field.items())
 
 
 def decode_spec(field: Field) -> InputSpec:

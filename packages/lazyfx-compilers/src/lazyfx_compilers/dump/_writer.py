@@ -8,30 +8,40 @@ a reader, or a crash, never meets half a graph.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import secrets
 import shutil
+import stat
 import tempfile
 import threading
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from ._environment import environment, rank
+from ._overview import overview
+from ._schema import INDEX, OVERVIEW, REPLAY, to_json
 
-from ._schema import INDEX, to_json
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger("lazyfx_compilers.dump")
 
+REPLAY_SCRIPT = '''"""Runs what was dumped here again; see `python replay.py --help`."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphFiles:
-    """What is written for one graph: texts by file name, and its line in the index."""
+import sys
+from pathlib import Path
 
-    texts: dict[str, str]
-    nodes: int
-    ops: dict[str, int]
+try:
+    from lazyfx_cli import main
+except ImportError as error:
+    sys.exit(f"{error}; run: python -m pip install lazyfx-compilers")
+
+if __name__ == "__main__":
+    sys.exit(main(["replay", str(Path(__file__).resolve().parent), *sys.argv[1:]]))
+'''
 
 
 class DumpFolder:
@@ -56,6 +66,7 @@ class DumpFolder:
         self._root: Path | None = None
         self._pid = os.getpid()
         self._compilations = 0
+        self._about: dict[str, Any] = {}
         self._entries: list[dict[str, Any]] = []
 
     @property
@@ -71,35 +82,51 @@ class DumpFolder:
             self._compilations += 1
             return number
 
-    def add_graph(self, compilation: int, phase: str, files: GraphFiles) -> Path:
+    def add_graph(
+        self,
+        wanted: str,
+        write: Callable[[Path], None],
+        entry: dict[str, Any],
+    ) -> Path:
         """Write one graph and list it in the index; returns its folder.
+
+        Args:
+            wanted: The name of its folder; a number is added if it is taken.
+            write: Fills a folder.
+            entry: What the index says about the graph, without ``id``.
 
         Raises:
             OSError: Something cannot be written; nothing of the graph is left then.
         """
         with self._lock:
             root = self._claim()
-            final = _first_free(root / f"{compilation:03d}_{phase}")
+            final = _first_free(root / wanted)
             hidden = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=root))
             try:
-                for name, text in files.texts.items():
-                    (hidden / name).write_text(text, encoding="utf-8")
+                write(hidden)
+                (hidden / REPLAY).write_text(REPLAY_SCRIPT, encoding="utf-8")
                 hidden.chmod(root.stat().st_mode)
                 hidden.rename(final)
             except BaseException:
                 shutil.rmtree(hidden, ignore_errors=True)
                 raise
-            entry = {
-                "id": final.name,
-                "phase": phase,
-                "compilation": compilation,
-                "nodes": files.nodes,
-                "ops": files.ops,
-            }
-            self._entries.append(entry)
-            content = {"name": self._name, "torch": torch.__version__, "graphs": self._entries}
-            replace_file(root / INDEX, to_json("index", content).encode())
+            self._entries.append({"id": final.name, **entry})
+            try:
+                replace_file(root / INDEX, to_json("index", self._content()).encode())
+                replace_file(root / OVERVIEW, overview(self._content()).encode())
+            except BaseException:
+                self._entries.pop()  # an index without its graph, or the other way round, is wrong
+                with contextlib.suppress(OSError):
+                    if self._entries:
+                        replace_file(root / INDEX, to_json("index", self._content()).encode())
+                    else:
+                        (root / INDEX).unlink(missing_ok=True)
+                shutil.rmtree(final, ignore_errors=True)
+                raise
             return final
+
+    def _content(self) -> dict[str, Any]:
+        return {**self._about, "graphs": self._entries}
 
     def _claim(self) -> Path:
         if self._pid != os.getpid():
@@ -110,7 +137,16 @@ class DumpFolder:
             else:
                 parent = self._folder
                 parent.mkdir(parents=True, exist_ok=True)
-            self._root = claim_folder(parent / safe_name(self._name))
+            number = rank()
+            suffix = "" if number is None else f"_rank{number}"
+            self._about = {"name": self._name, "rank": number, "environment": environment()}
+            root = claim_folder(parent / (safe_name(self._name) + suffix))
+            try:
+                (root / REPLAY).write_text(REPLAY_SCRIPT, encoding="utf-8")
+            except BaseException:
+                shutil.rmtree(root, ignore_errors=True)  # or every graph would leave one
+                raise
+            self._root = root
             # a folder nobody chose has to be shown to be found
             level = logging.WARNING if self._folder is None else logging.INFO
             log.log(level, "graphs are dumped to %s", self._root)
@@ -152,12 +188,20 @@ def replace_file(file: Path, content: bytes) -> None:
     Raises:
         OSError: It cannot be written; the old one is still there.
     """
-    descriptor, hidden = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    replace_by(file, lambda hidden: hidden.write_bytes(content))
+
+
+def replace_by(file: Path, write: Callable[[Path], object]) -> None:
+    """The same, for content that ``write`` puts into the file it is given."""
+    hidden = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
+    # not mkstemp: who may read the file is for the umask to say
+    descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        Path(hidden).chmod(0o644)
-        Path(hidden).replace(file)
+        write(hidden)
+        hidden.chmod(mode)
+        hidden.replace(file)
     except BaseException:
-        Path(hidden).unlink(missing_ok=True)
+        hidden.unlink(missing_ok=True)
         raise
