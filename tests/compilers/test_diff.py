@@ -237,6 +237,31 @@ def test_random_graphs_equal_themselves_renamed_and_shuffled(seed):
     assert len(diff.matched) == len(gm.graph.nodes)
 
 
+def graph_of_twins(nodes, seed, results):
+    """A graph in which nearly every call is made several times, and most of them for nothing."""
+    draw = random.Random(seed)
+    graph = fx.Graph()
+    values = [graph.placeholder("x")]
+    for _ in range(nodes):
+        near = values[: draw.randrange(1, 5)] if draw.random() < 0.6 else values[-4:]
+        if draw.random() < 0.6:
+            new = graph.call_function(draw.choice(UNARY[:2]), (draw.choice(near),))
+        else:
+            new = graph.call_function(BINARY[0], (draw.choice(near), draw.choice(near)))
+        values.append(new)
+    graph.output(tuple(draw.choices(values, k=results)))
+    return fx.GraphModule({}, graph)
+
+
+@pytest.mark.parametrize("results", [1, 3])
+@pytest.mark.parametrize("nodes", [4, 8, 16, 60])
+def test_which_of_equal_calls_is_which_is_told_by_what_is_made_of_them(nodes, results):
+    for seed in range(100):
+        gm = graph_of_twins(nodes, seed, results)
+        diff = diff_graphs(gm, renamed(shuffled(gm, seed)))
+        assert diff.identical, f"seed {seed}: {diff}\n{gm.code}"
+
+
 def test_symbolic_sizes_with_other_names_are_no_difference():
     def f(x, y):
         return (x @ y).reshape(-1) * (x.shape[0] + 2 * y.shape[1])

@@ -14,7 +14,7 @@ the graphs, besides the alignment of what is left.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._align import align
 from ._sources import pair_attributes, pair_placeholders
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from ._nodes import Side
+
+
+_Numbers: TypeAlias = "tuple[list[int], list[int]]"  # one for each row of either side
+_MOST_ROUNDS = 8
 
 
 def match(old: Side, new: Side) -> Matching:
@@ -55,18 +59,18 @@ class Matching:
         self._weak: deque[tuple[int, int]] = deque()  # perhaps the same, changed
         self._label(inputs)
         self._classes = _classes(old, new)
+        self._twins = [*_refined(old, new, self._classes), self._classes]  # the finest first
         self._free = tuple(Counter(each) for each in self._classes)
         for pair in inputs:
             self._match(*pair)
-        self._equal_from_above(unique=True)
+        self._unique_from_above()
         outputs = [
             [i for i, row in enumerate(side.rows) if row.node.op == "output"] for side in (old, new)
         ]
         for pair in zip(*outputs, strict=False):
             self._match(*pair)
         self._propagate()
-        self._equal_from_above(unique=False)
-        self._propagate()
+        self._equal_from_above()
         self._in_order(lambda side, row: side.rows[row].label)
         self._changed()
         self._in_order(lambda side, row: side.rows[row].kind)
@@ -118,16 +122,35 @@ class Matching:
         one, other = self._classes[0][i], self._classes[1][j]
         return one == other or not (self._free[1][one] or self._free[0][other])
 
-    def _equal_from_above(self, *, unique: bool) -> None:
-        members: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    def _unique_from_above(self) -> None:
+        """Match what is the only one on either side to do the same with the same."""
+        for mine, theirs in self._free_by(self._classes):
+            if len(mine) == len(theirs) == 1:
+                self._match(mine[0], theirs[0])
+
+    def _equal_from_above(self) -> None:
+        """Match what does the same with the same, and of that first what is used in the same way.
+
+        One pair at a time: its neighbours settle which of several equal ones the next pair is.
+        """
+        for numbers in self._twins:
+            for mine, theirs in self._free_by(numbers):
+                others = deque(theirs)
+                for i in mine:
+                    while others and self.old_of[others[0]] >= 0:
+                        others.popleft()
+                    if others and self.new_of[i] < 0:
+                        self._match(i, others.popleft())
+                        self._propagate()
+
+    def _free_by(self, numbers: _Numbers) -> list[tuple[list[int], list[int]]]:
+        """The rows of both sides that are not matched, those with one key together."""
+        found: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
         for which, taken in enumerate((self.new_of, self.old_of)):
             for row, match in enumerate(taken):
                 if match < 0:
-                    members[self._classes[which][row]][which].append(row)
-        for mine, theirs in members.values():
-            if len(mine) == len(theirs) == 1 or not unique:
-                for pair in zip(mine, theirs, strict=False):
-                    self._match(*pair)
+                    found[numbers[which][row]][which].append(row)
+        return list(found.values())
 
     def _propagate(self) -> None:
         """Match the same operations in the same places beside nodes that are matched."""
@@ -169,7 +192,7 @@ class Matching:
         return [(slot[2], there[slot[:2]]) for slot in mine if slot[:2] in there]
 
     def _same_from_above(self, i: int, j: int) -> None:
-        """Match users that do the same with matched inputs."""
+        """Match users that do the same with matched inputs, those used in the same way first."""
         waiting: dict[Hashable, list[int]] = defaultdict(list)
         for user, _ in self.new.rows[j].users:
             sources = [slot[2] for slot in self.new.rows[user].slots]
@@ -177,15 +200,17 @@ class Matching:
                 waiting[self.new.rows[user].label, tuple(sources)].append(user)
         if not waiting:
             return
-        for user, _ in self.old.rows[i].users:
-            sources = [self.new_of[slot[2]] for slot in self.old.rows[user].slots]
-            others = waiting.get((self.old.rows[user].label, tuple(sources)), [])
-            if (
-                self.new_of[user] < 0
-                and (q := next((each for each in others if self._is_free(user, each)), None))
-                is not None
-            ):
-                self._match(user, q)
+        for numbers in (*self._twins, None):
+            for user, _ in self.old.rows[i].users:
+                if self.new_of[user] >= 0:
+                    continue
+                sources = [self.new_of[slot[2]] for slot in self.old.rows[user].slots]
+                for each in waiting.get((self.old.rows[user].label, tuple(sources)), ()):
+                    if self.old_of[each] < 0 and (
+                        numbers is None or numbers[0][user] == numbers[1][each]
+                    ):
+                        self._match(user, each)
+                        break
 
     def _users(self, i: int, j: int, key: Callable[[Any], Hashable]) -> list[tuple[int, int]]:
         """Unmatched users of two rows that are the only ones of their kind."""
@@ -301,12 +326,45 @@ def _segments(taken: list[int], names: list[int], *, forward: bool) -> dict[int,
     return found
 
 
-def _classes(old: Side, new: Side) -> tuple[list[int], list[int]]:
+def _classes(old: Side, new: Side) -> _Numbers:
     """A number for each row: the same for the same operation on the same arguments."""
     known: dict[Hashable, int] = {}
-    classes: tuple[list[int], list[int]] = ([], [])
-    for side, numbers in zip((old, new), classes, strict=True):
-        for row in side.rows:
-            key = (row.label, tuple(numbers[source] for _, _, source in row.slots))
-            numbers.append(known.setdefault(key, len(known)))
-    return classes
+    labels = tuple(
+        [known.setdefault(row.label, len(known)) for row in side.rows] for side in (old, new)
+    )
+    return _numbered(old, new, (labels[0], labels[1]), from_users=False)
+
+
+def _refined(old: Side, new: Side, classes: _Numbers) -> list[_Numbers]:
+    """Numbers that tell rows of one class apart by what is made of them; the finest first.
+
+    The coarsest looks down from a row to the results. What its users take besides is looked at in
+    the next, and so on, up and down, until nothing more is told apart (colour refinement).
+    """
+    found: list[_Numbers] = []
+    numbers, count = classes, len({*classes[0], *classes[1]})
+    while len(found) < _MOST_ROUNDS:
+        down = _numbered(old, new, numbers, from_users=True)
+        if (more := len({*down[0], *down[1]})) == count:
+            break
+        found.insert(0, down)
+        count = more
+        numbers = _numbered(old, new, down, from_users=False)
+    return found[:: max(1, len(found) - 1)]  # the finest and the coarsest
+
+
+def _numbered(old: Side, new: Side, before: _Numbers, *, from_users: bool) -> _Numbers:
+    """A number for each row: its number before, and those of its users or of its inputs."""
+    known: dict[Hashable, int] = {}
+    numbers: _Numbers = ([0] * len(old), [0] * len(new))
+    for side, own, found in zip((old, new), before, numbers, strict=True):
+        rows = range(len(side))
+        for index in reversed(rows) if from_users else rows:
+            row = side.rows[index]
+            beside: list[Any] = (
+                sorted((found[user], slot) for user, slot in row.users)
+                if from_users
+                else [found[source] for _, _, source in row.slots]
+            )
+            found[index] = known.setdefault((own[index], tuple(beside)), len(known))
+    return numbers
