@@ -22,7 +22,12 @@ ROOT = Path(__file__).parent
 DEFAULT_TORCH = "2.13.0"
 TORCHES = ["2.6.0", "2.9.1", "2.11.0", "2.13.0", "2.14.1", "2.15.0"]
 # Which sibling packages each package may see: what its pyproject.toml declares.
-SIBLINGS = {"core": [], "ltc": ["core"], "compilers": ["core"]}
+SIBLINGS = {
+    "core": [],
+    "ltc": ["core"],
+    "compilers": ["core"],
+    "tools": ["core", "compilers"],
+}
 # Optional dependencies that a package's own tests exercise.
 EXTRAS = {"core": "[testing]", "compilers": "[data,plot]"}
 TESTING = ["numpy", "safetensors", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]

@@ -1,5 +1,6 @@
 """Options and fixtures that every test folder shares. Imports none of the packages."""
 
+import itertools
 import os
 
 import pytest
@@ -36,3 +37,17 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def most_bytes_at_a_time():
+    """The most bytes that a call has allocated at a time, counted by torch's profiler."""
+
+    def count(run):
+        with torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profile:
+            run()
+        events = sorted(profile.kineto_results.events(), key=lambda one: one.start_ns())
+        changes = [one.nbytes() for one in events if one.name() == "[memory]"]
+        return max(itertools.accumulate(changes))
+
+    return count

@@ -168,7 +168,8 @@ def rewrite_graph(console: Console) -> tuple[bool, Rows]:
 def dump_graphs(console: Console) -> tuple[bool, Rows]:
     """Part (d)."""
     import digits
-    from lazyfx_compilers import graph_view, load_dump, write_html
+    from lazyfx_compilers import load_dump
+    from lazyfx_tools import graph_view, write_html
 
     console.rule("(d) the graphs of a training step")
     with console.status("compiling and dumping"):

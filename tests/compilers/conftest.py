@@ -1,7 +1,5 @@
 """Small real models, and one training step that returns everything it changed."""
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -88,17 +86,3 @@ def train_step():
         }
 
     return step
-
-
-@pytest.fixture
-def most_bytes_at_a_time():
-    """The most bytes that a call has allocated at a time, counted by torch's profiler."""
-
-    def count(run):
-        with torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profile:
-            run()
-        events = sorted(profile.kineto_results.events(), key=lambda one: one.start_ns())
-        changes = [one.nbytes() for one in events if one.name() == "[memory]"]
-        return max(itertools.accumulate(changes))
-
-    return count

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -726,33 +724,3 @@ def test_an_unknown_graph_is_named_beside_those_there_are(tmp_path):
     assert dump["000_inference"] is dump.graphs[0]
     with pytest.raises(KeyError, match="007_forward.*000_inference"):
         dump["007_forward"]
-
-
-def test_the_script_in_the_folder_replays_from_anywhere(tmp_path):
-    (graph,) = dump_of(lambda x: (x.sin(),), torch.randn(3), folder=tmp_path / "a")
-    shutil.move(tmp_path / "a", tmp_path / "b")
-    folder = tmp_path / "b" / "one"
-    (tmp_path / "elsewhere").mkdir()
-    for script in (folder / graph.id / "replay.py", folder / "replay.py"):
-        done = subprocess.run(
-            [sys.executable, str(script)],
-            cwd=tmp_path / "elsewhere",
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
-        assert "bit-equal" in done.stdout
-
-
-def test_the_script_in_the_folder_fails_where_the_results_differ(tmp_path):
-    (graph,) = dump_of(lambda x: (x.sin(),), torch.randn(3), folder=tmp_path)
-    file = graph.folder / "outputs.safetensors"
-    save_file({name: content ^ 1 for name, content in load_file(file).items()}, file)
-    for script in (graph.folder / "replay.py", graph.folder.parent / "replay.py"):
-        done = subprocess.run(
-            [sys.executable, str(script)], capture_output=True, text=True, check=False
-        )
-        assert "DIFFERS" in done.stdout, done.stderr
-        assert done.returncode == 1

@@ -8,8 +8,9 @@ from torch import fx
 import lazyfx_compilers
 import lazyfx_core
 import lazyfx_ltc
+import lazyfx_tools
 
-for package in (lazyfx_core, lazyfx_ltc, lazyfx_compilers):
+for package in (lazyfx_core, lazyfx_ltc, lazyfx_compilers, lazyfx_tools):
     name = package.__name__.replace("_", "-")
     assert version(name) == package.__version__, name
     assert "site-packages" in package.__file__, package.__file__
@@ -21,6 +22,8 @@ assert isinstance(gm, lazyfx_core.LazyGraphModule)
 replayed = lazyfx_ltc.extract_compiled_graph(gm, (x,))
 torch.testing.assert_close(replayed(x), x.relu() + 1)
 torch.testing.assert_close(lazyfx_compilers.nop(gm, [x])([x]), x.relu() + 1)
+assert lazyfx_tools.diff_graphs(gm, gm).identical
+assert "lazyfx" in {point.name for point in entry_points(group="console_scripts")}
 names = {point.name for point in entry_points(group="torch_dynamo_backends")}
 assert {"lazyfx_nop", "lazyfx_ts", "lazyfx_fusion", "lazyfx_debug", "lazyfx_dump"} <= names, names
 torch.testing.assert_close(torch.compile(gm, backend="lazyfx_nop")(x), x.relu() + 1)

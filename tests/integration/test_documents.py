@@ -27,5 +27,5 @@ def test_the_code_in_a_document_runs(path, tmp_path, monkeypatch):
 
 def test_the_readme_shows_each_package():
     text = (ROOT / "README.md").read_text()
-    for name in ("lazyfx_core", "lazyfx_ltc", "lazyfx_compilers"):
+    for name in ("lazyfx_core", "lazyfx_ltc", "lazyfx_compilers", "lazyfx_tools"):
         assert f"from {name} import" in text

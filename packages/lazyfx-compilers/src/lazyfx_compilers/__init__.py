@@ -6,10 +6,8 @@ name, ``torch.compile(backend="lazyfx_nop")``. Importing this package loads no c
 """
 
 from ._types import FxCompiler
-from .compare import Comparison, Divergence, compare_compiled, compare_graph
 from .debug import CHECKS, DEFAULT_CHECKS, DebugInterpreter, debug_compile, debug_nop
 from .decompositions import default_decompositions
-from .diff import DumpDiff, GraphDiff, diff_dumps, diff_graphs
 from .draw import draw_graph_compile
 from .dump import (
     Dump,
@@ -27,10 +25,8 @@ from .errors import (
     BudgetWarning,
     CodegenError,
     CompilerError,
-    DivergenceError,
     DumpFormatError,
     FallbackWarning,
-    FaultNotFoundError,
     InvalidGraphError,
     MetadataMismatchError,
     MissingDependencyError,
@@ -44,11 +40,9 @@ from .errors import (
 )
 from .fusion import memory_efficient_fusion
 from .memory import MemoryReport, memory_report
-from .minify import Fault, Minified, crashes, diagnose, differs, minify, raises
 from .nop import nop
 from .partition import budget_partitioner
 from .printing import print_compile
-from .render import Difference, GraphView, difference_view, graph_view, render_html, write_html
 from .torchscript import nnc_jit, simple_ts_compile, ts_compile
 
 __version__ = "0.1.0"
@@ -59,27 +53,17 @@ __all__ = [
     "BudgetError",
     "BudgetWarning",
     "CodegenError",
-    "Comparison",
     "CompilerError",
     "DebugInterpreter",
-    "Difference",
-    "Divergence",
-    "DivergenceError",
     "Dump",
-    "DumpDiff",
     "DumpFormatError",
     "DumpedGraph",
     "FallbackWarning",
-    "Fault",
-    "FaultNotFoundError",
     "FxCompiler",
-    "GraphDiff",
     "GraphDumper",
-    "GraphView",
     "InvalidGraphError",
     "MemoryReport",
     "MetadataMismatchError",
-    "Minified",
     "MissingDependencyError",
     "NoTensorOutputError",
     "NotCompilableError",
@@ -91,33 +75,20 @@ __all__ = [
     "UnsafeRecomputationError",
     "__version__",
     "budget_partitioner",
-    "compare_compiled",
-    "compare_graph",
-    "crashes",
     "debug_compile",
     "debug_nop",
     "default_decompositions",
-    "diagnose",
-    "diff_dumps",
-    "diff_graphs",
-    "difference_view",
-    "differs",
     "draw_graph_compile",
     "dump_graphs",
     "find_dumps",
     "get_inputs",
     "graph_dumper_aot",
-    "graph_view",
     "load_dump",
     "memory_efficient_fusion",
     "memory_report",
-    "minify",
     "nnc_jit",
     "nop",
     "print_compile",
-    "raises",
-    "render_html",
     "simple_ts_compile",
     "ts_compile",
-    "write_html",
 ]

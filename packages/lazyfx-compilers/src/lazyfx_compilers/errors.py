@@ -13,9 +13,7 @@
         ├── UnsafeRecomputationError (RuntimeError)     would draw other random numbers
         ├── NoTensorOutputError (ValueError)            there is nothing to differentiate
         ├── MetadataMismatchError (AssertionError)      a node's result is not what was recorded
-        ├── DivergenceError (AssertionError)            a compiler gets a node wrong; names it
         ├── ReproError (ValueError)                     a graph cannot be written as a script
-        │   └── FaultNotFoundError                      there is no fault to make smaller
         ├── DumpFormatError (ValueError)                a dump cannot be read; names file and field
         ├── SeamError (RuntimeError)                    a torch release moved something
         └── MissingDependencyError (ImportError)        an optional package or program is absent
@@ -38,10 +36,8 @@ __all__ = [
     "BudgetWarning",
     "CodegenError",
     "CompilerError",
-    "DivergenceError",
     "DumpFormatError",
     "FallbackWarning",
-    "FaultNotFoundError",
     "InvalidGraphError",
     "MetadataMismatchError",
     "MissingDependencyError",
@@ -121,22 +117,8 @@ class MetadataMismatchError(CompilerError, AssertionError):
     user_line: str | None = None
 
 
-class DivergenceError(CompilerError, AssertionError):
-    """A compiled graph is not what its reference is; the message names the node.
-
-    Attributes:
-        comparison: The whole report, a :class:`~lazyfx_compilers.compare.Comparison`.
-    """
-
-    comparison: Any = None
-
-
 class ReproError(CompilerError, ValueError):
     """A graph cannot be written as a script that runs by itself; names the node or the folder."""
-
-
-class FaultNotFoundError(ReproError):
-    """What is to be minimized does not show the fault: the predicate does not hold for it."""
 
 
 class DumpFormatError(CompilerError, ValueError):

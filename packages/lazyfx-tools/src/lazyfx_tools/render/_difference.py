@@ -10,7 +10,7 @@ from lazyfx_compilers.errors import InvalidGraphError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lazyfx_compilers.diff._data import FieldChange, GraphDiff
+    from lazyfx_tools.diff._data import FieldChange, GraphDiff
 
     from ._view import GraphView
 

@@ -35,7 +35,7 @@ def diff(
     Nodes are matched by structure: names, the order of independent nodes and names of symbolic
     sizes do not count. Another environment is reported, and is no difference.
     """
-    from lazyfx_compilers.diff import diff_dumps
+    from lazyfx_tools.diff import diff_dumps
 
     one, other = dump_or_graph(old, allow), dump_or_graph(new, allow)
     with Progress("comparing") as progress:

@@ -24,7 +24,7 @@ from ._case import Case, Fact, changes_inputs, facts, is_getitem, is_random, par
 from ._sizes import smaller_sizes
 from ._subset import smallest, without_single
 
-log = logging.getLogger("lazyfx_compilers.minify")
+log = logging.getLogger("lazyfx_tools.minify")
 
 Predicate = Callable[[fx.GraphModule, list[Any]], bool]
 _ROUNDS = 5

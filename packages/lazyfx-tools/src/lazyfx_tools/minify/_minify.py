@@ -17,7 +17,8 @@ from lazyfx_compilers import _torch_aot
 from lazyfx_compilers._repro import run_fresh, write_repro
 from lazyfx_compilers._torch_standalone import copied
 from lazyfx_compilers._types import require_graph
-from lazyfx_compilers.errors import FaultNotFoundError, NotCompilableError, ReproError
+from lazyfx_compilers.errors import NotCompilableError, ReproError
+from lazyfx_tools.errors import FaultNotFoundError
 
 from ._case import Case
 from ._faults import Fault, settings
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ._search import Predicate
 
 
-log = logging.getLogger("lazyfx_compilers.minify")
+log = logging.getLogger("lazyfx_tools.minify")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lazyfx_compilers.errors import DivergenceError
+from lazyfx_tools.errors import DivergenceError
 
 if TYPE_CHECKING:
     from ._values import ErrorSizes, What

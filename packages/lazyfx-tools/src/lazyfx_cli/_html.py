@@ -44,7 +44,7 @@ def html(
 
     With OTHER the page has both, and their difference. Prints the path of the page.
     """
-    from lazyfx_compilers.render import write_html
+    from lazyfx_tools.render import write_html
 
     old = graphs_at(path, allow)
     new = [] if other is None else graphs_at(other, allow)
@@ -80,7 +80,7 @@ def _views(
     graphs: Sequence[DumpedGraph], names: Sequence[str], times: bool
 ) -> tuple[dict[str, Any], int]:
     from lazyfx_compilers.errors import DumpFormatError
-    from lazyfx_compilers.render import graph_view
+    from lazyfx_tools.render import graph_view
 
     views: dict[str, Any] = {}
     with Progress("reading") as progress:
@@ -106,8 +106,8 @@ def _differences(
     allow: tuple[str, ...],
     there: set[str],
 ) -> list[Any]:
-    from lazyfx_compilers.diff import diff_dumps
-    from lazyfx_compilers.render import difference_view
+    from lazyfx_tools.diff import diff_dumps
+    from lazyfx_tools.render import difference_view
 
     one, another = dump_or_graph(path, allow), dump_or_graph(other, allow)
     with Progress("comparing") as progress:

@@ -14,10 +14,10 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lazyfx_compilers.diff import diff_dumps, diff_graphs
 from lazyfx_compilers.dump import dump_graphs, graph_dumper_aot, load_dump
 from lazyfx_compilers.errors import DumpFormatError, NotCompilableError, UnknownOptionError
 from lazyfx_core.testing import graph_cases
+from lazyfx_tools.diff import diff_dumps, diff_graphs
 
 RELAXED = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True

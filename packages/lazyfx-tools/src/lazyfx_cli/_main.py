@@ -108,7 +108,7 @@ def _as_failure(error: Exception) -> Failure:
     "interrupted. Nothing that a dump holds is executed, except that replay and minify run its "
     "graphs, whose operators are torch's or in --allow.",
 )
-@click.version_option(package_name="lazyfx-compilers", prog_name="lazyfx")
+@click.version_option(package_name="lazyfx-tools", prog_name="lazyfx")
 @click.option("--traceback", is_flag=True, help="Show where an error came from.")
 def cli(traceback: bool) -> None:
     """Graphs that graph_dumper_aot has written: list, show, run, compare, make smaller.

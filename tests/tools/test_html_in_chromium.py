@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import fx
 
-from lazyfx_compilers.render import Difference, graph_view, write_html
-from lazyfx_compilers.render.html import SCRIPTS
+from lazyfx_tools.render import Difference, graph_view, write_html
+from lazyfx_tools.render.html import SCRIPTS
 
 PROGRAM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -462,7 +462,7 @@ LAYOUT = """(() => {
 def layouts(browser, tmp_path, graphs):
     import importlib.resources
 
-    folder = importlib.resources.files("lazyfx_compilers.render") / "viewer"
+    folder = importlib.resources.files("lazyfx_tools.render") / "viewer"
     wanted = ("text.js", "data.js", "nesting.js", "layout.js")
     assert set(wanted) < set(SCRIPTS)
     code = "\n".join((folder / name).read_text(encoding="utf-8") for name in wanted)

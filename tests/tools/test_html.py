@@ -16,14 +16,14 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lazyfx_compilers import InvalidGraphError, UnknownOptionError, _liveness, nop
-from lazyfx_compilers.render import (
+from lazyfx_tools.render import (
     Difference,
     difference_view,
     graph_view,
     render_html,
     write_html,
 )
-from lazyfx_compilers.render._families import FAMILIES, family
+from lazyfx_tools.render._families import FAMILIES, family
 
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",
@@ -508,7 +508,7 @@ def test_a_difference_names_what_is_on_the_page(wrong):
 
 
 def test_what_diff_graphs_finds_is_shown():
-    diff_graphs = pytest.importorskip("lazyfx_compilers.diff").diff_graphs
+    diff_graphs = pytest.importorskip("lazyfx_tools.diff").diff_graphs
     old = make_fx(lambda x, y: (x.sin() + y).sum(0))(torch.ones(3, 4), torch.ones(3, 4))
     new = make_fx(lambda x, y: (x.sin().exp() + y).sum(1))(torch.ones(3, 4), torch.ones(3, 4))
     found = diff_graphs(old, new)
@@ -549,9 +549,9 @@ def test_a_file_is_written_in_one_step_or_not_at_all(tmp_path, monkeypatch):
 def test_every_file_of_the_program_is_used():
     import importlib.resources
 
-    from lazyfx_compilers.render import html
+    from lazyfx_tools.render import html
 
-    folder = importlib.resources.files("lazyfx_compilers.render") / "viewer"
+    folder = importlib.resources.files("lazyfx_tools.render") / "viewer"
     there = {file.name for file in folder.iterdir() if file.name.endswith(".js")}
     assert there == set(html.SCRIPTS)
     assert len(html.SCRIPTS) == len(set(html.SCRIPTS))

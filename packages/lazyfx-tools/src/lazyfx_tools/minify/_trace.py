@@ -13,9 +13,9 @@ from torch import fx
 from lazyfx_compilers import _torch_aot
 from lazyfx_compilers._torch_standalone import copied, leaves
 from lazyfx_compilers._types import boxed
-from lazyfx_compilers.compare import _torch_compare
 from lazyfx_compilers.nop import nop
 from lazyfx_compilers.partition import budget_partitioner
+from lazyfx_tools.compare import _torch_compare
 
 from ._case import Case
 from ._search import seeded

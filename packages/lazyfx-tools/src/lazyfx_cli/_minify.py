@@ -54,9 +54,9 @@ def minify(
     Writes a program that shows it and prints where. Exit status 1: a fault was found; 0: none.
     """
     find_compiler(compiler)  # says at once if there is none
-    # not `from lazyfx_compilers import minify`, which is the function
-    tools: Any = importlib.import_module("lazyfx_compilers.minify")
-    errors: Any = importlib.import_module("lazyfx_compilers.errors")
+    # not `from lazyfx_tools import minify`, which is the function
+    tools: Any = importlib.import_module("lazyfx_tools.minify")
+    errors: Any = importlib.import_module("lazyfx_tools.errors")
     graph = one_graph(path, allow)
     gm, inputs = graph.module(), graph.inputs(seed=seed)
     with Progress("tries") as progress:

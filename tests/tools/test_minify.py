@@ -21,14 +21,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lazyfx_compilers import InvalidGraphError, NotCompilableError, ReproError
 from lazyfx_compilers._repro import run_fresh
-from lazyfx_compilers.errors import FaultNotFoundError
-from lazyfx_compilers.minify import crashes, diagnose, differs, minify, raises
-from lazyfx_compilers.minify._subset import smallest
+from lazyfx_tools.errors import FaultNotFoundError
+from lazyfx_tools.minify import crashes, diagnose, differs, minify, raises
+from lazyfx_tools.minify._subset import smallest
 
 pytestmark = pytest.mark.once
 
 aten = torch.ops.aten
-minify_module = sys.modules["lazyfx_compilers.minify._minify"]
+minify_module = sys.modules["lazyfx_tools.minify._minify"]
 
 
 class Block(nn.Module):
@@ -276,11 +276,11 @@ def test_an_error_of_another_kind_is_not_taken_for_the_fault():
 
 def test_the_program_shows_the_fault_elsewhere_and_not_when_it_is_mended(tmp_path, caplog):
     net = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))
-    with caplog.at_level(logging.INFO, "lazyfx_compilers.minify"):
+    with caplog.at_level(logging.INFO, "lazyfx_tools.minify"):
         found = minify(net, [torch.randn(3, 4)], differs(faulty.adds_to_gelu), folder=tmp_path)
     assert found.verified
     assert found.script == tmp_path / "000" / "repro.py"
-    (said,) = [r for r in caplog.records if r.name == "lazyfx_compilers.minify"]
+    (said,) = [r for r in caplog.records if r.name == "lazyfx_tools.minify"]
     assert said.levelno == logging.INFO
     before = f"{found.nodes_before} nodes -> 1, {found.inputs_before} inputs -> 1"
     assert before in said.getMessage()
@@ -295,7 +295,8 @@ def test_the_program_shows_the_fault_elsewhere_and_not_when_it_is_mended(tmp_pat
     assert (mended.returncode, mended.stderr) == (0, "")
     blocker = tmp_path / "block"
     blocker.mkdir()
-    for absent in ("faulty_compilers", "lazyfx_compilers", "lazyfx_core", "safetensors"):
+    ours = "lazyfx_tools", "lazyfx_compilers", "lazyfx_core"
+    for absent in ("faulty_compilers", *ours, "safetensors"):
         (blocker / f"{absent}.py").write_text("raise ImportError('absent')")
     alone = run_script(moved / "repro.py", PYTHONPATH=str(blocker))
     assert (alone.returncode, alone.stderr) == (125, "")
@@ -492,11 +493,11 @@ def test_a_predicate_that_does_not_always_hold_is_noted_and_asked_again(training
 
 def test_a_predicate_without_a_name_gives_a_program_that_says_it_cannot_tell(tmp_path, caplog):
     gm = make_fx(lambda x: (F.gelu(x.sin()),))(x := torch.randn(3))
-    with caplog.at_level(logging.INFO, "lazyfx_compilers.minify"):
+    with caplog.at_level(logging.INFO, "lazyfx_tools.minify"):
         found = minify(gm, [x], lambda gm, inputs: faulty.has_gelu(gm, inputs), folder=tmp_path)
     assert not found.verified
     assert "has no name that another process can import" in found.verification
-    (said,) = [r for r in caplog.records if r.name == "lazyfx_compilers.minify"]
+    (said,) = [r for r in caplog.records if r.name == "lazyfx_tools.minify"]
     assert said.levelno == logging.WARNING
     assert "does not show the fault" in said.getMessage()
     text = found.script.read_text()
@@ -509,13 +510,13 @@ def test_a_program_that_does_not_show_the_fault_is_said_not_to(tmp_path, caplog,
     gm = make_fx(lambda x: (F.gelu(x.sin()),))(x := torch.randn(3))
     fault = differs(faulty.adds_to_gelu)
     monkeypatch.setattr(minify_module, "run_fresh", run_where_it_is_mended)
-    with caplog.at_level(logging.INFO, "lazyfx_compilers.minify"):
+    with caplog.at_level(logging.INFO, "lazyfx_tools.minify"):
         found = minify(gm, [x], fault, folder=tmp_path)
     assert targets(found.graph) == [aten.gelu.default]
     assert not found.verified
     assert "does not show the fault, it shows no fault" in found.verification
     assert "the compiled graph agrees with the graph" in found.verification
-    (said,) = [r for r in caplog.records if r.name == "lazyfx_compilers.minify"]
+    (said,) = [r for r in caplog.records if r.name == "lazyfx_tools.minify"]
     assert said.levelno == logging.WARNING
 
 

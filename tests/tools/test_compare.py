@@ -11,9 +11,10 @@ from planted_faults import KINDS, MODELS, Fault, Recorder, faulty, made
 from torch import nn
 
 from lazyfx_compilers import nop, ts_compile
-from lazyfx_compilers.compare import compare_compiled, compare_graph
-from lazyfx_compilers.compare._graphs import alone, whole
-from lazyfx_compilers.errors import DivergenceError, NotCompilableError, UnknownOptionError
+from lazyfx_compilers.errors import NotCompilableError, UnknownOptionError
+from lazyfx_tools.compare import compare_compiled, compare_graph
+from lazyfx_tools.compare._graphs import alone, whole
+from lazyfx_tools.errors import DivergenceError
 
 pytestmark = pytest.mark.once
 

@@ -167,7 +167,7 @@ def _summary(graph: DumpedGraph) -> dict[str, Any]:
 
 
 def _nodes(graph: DumpedGraph) -> list[dict[str, Any]]:
-    from lazyfx_compilers.diff import describe_nodes
+    from lazyfx_tools.diff import describe_nodes
 
     return [
         {

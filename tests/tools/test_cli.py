@@ -93,7 +93,7 @@ def test_help_and_completion_load_no_torch():
     for arguments in (["--help"], ["completion", "bash"], ["replay", "--help"], ["--version"]):
         code = (
             "import sys; from lazyfx_cli import main; main(sys.argv[1:]); "
-            "assert 'torch' not in sys.modules and 'lazyfx_compilers' not in sys.modules"
+            "assert 'torch' not in sys.modules and 'lazyfx_tools' not in sys.modules"
         )
         found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
         assert found.returncode == 0, found.stderr
