@@ -1,10 +1,34 @@
 """Options and fixtures that every test folder shares. Imports none of the packages."""
 
 import itertools
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+
+# Nobody who imports a package pays for these before they are used.
+_HEAVY = (
+    *("torch._inductor", "torch._dynamo", "torch._functorch", "torch._lazy", "torch.utils._sympy"),
+    *("functorch", "sympy", "networkx", "numpy", "safetensors", "matplotlib", "click"),
+    *("hypothesis", "transformers"),
+)
+_IMPORT = """
+import json, sys
+import torch
+from torch.fx import _lazy_graph_module as torchs
+chooser, before = torchs._get_graph_module_cls, set(sys.modules)
+__import__(sys.argv[1])
+loaded = sorted(set(sys.modules) - before)
+patched = torchs._get_graph_module_cls is not chooser
+try:
+    lazy = str(torch.empty(1, device="lazy").device)
+except NotImplementedError:  # no backend has registered its kernels
+    lazy = None
+print(json.dumps({"loaded": loaded, "patched": patched, "lazy": lazy}))
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,3 +75,24 @@ def most_bytes_at_a_time():
         return max(itertools.accumulate(changes))
 
     return count
+
+
+@pytest.fixture
+def assert_imports_quietly():
+    """A fresh process imports a package after torch: no heavy module, no patch, no backend."""
+
+    def check(package):
+        done = subprocess.run(
+            [sys.executable, "-c", _IMPORT, package], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr
+        seen = json.loads(done.stdout)
+        assert package in seen["loaded"]
+        loaded = [f"{name}." for name in seen["loaded"]]
+        heavy = [each for each in _HEAVY if any(name.startswith(f"{each}.") for name in loaded)]
+        assert not heavy, f"importing {package} loads {heavy}"
+        assert not seen["patched"], f"importing {package} patches torch.fx"
+        assert seen["lazy"] is None, f"importing {package} initialises the lazy backend"
+
+    return check

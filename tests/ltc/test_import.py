@@ -1,0 +1,18 @@
+"""Importing the package does nothing that anybody could notice."""
+
+import lazyfx_ltc
+
+
+def test_importing_loads_no_compile_stack_and_patches_nothing(assert_imports_quietly):
+    assert_imports_quietly("lazyfx_ltc")
+
+
+def test_every_public_name_is_there_and_sorted():
+    def constants_then_classes(name):  # as ruff has it
+        return (not name.isupper(), not name[0].isupper(), name)
+
+    names = lazyfx_ltc.__all__
+    assert names == sorted(names, key=constants_then_classes)
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert getattr(lazyfx_ltc, name) is not None
