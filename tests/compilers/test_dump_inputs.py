@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lazyfx_compilers import DumpFormatError, get_inputs
+from lazyfx_compilers import (
+    DumpFormatError,
+    MissingDependencyError,
+    get_inputs,
+    graph_dumper_aot,
+)
 from lazyfx_compilers.dump import OpaqueSpec, load_dump, read_inputs_spec
 from lazyfx_compilers.dump._schema import to_json
 from lazyfx_compilers.dump._specs import describe_inputs, encode_spec
@@ -350,3 +356,14 @@ def test_the_reference_makes_only_zeros_for_integers_and_loses_strides(tmp_path)
         (ours,) = get_inputs(write(tmp_path, mode.from_tensor(value)))
     assert ours.any()
     assert ours.stride() == value.stride()
+
+
+@pytest.mark.parametrize("absent", ["safetensors", "numpy"])
+def test_data_that_cannot_be_stored_is_refused_at_once_with_the_command(
+    tmp_path, monkeypatch, absent
+):
+    monkeypatch.delitem(sys.modules, "safetensors.torch", raising=False)
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(MissingDependencyError, match=rf"'{absent}'.*lazyfx-compilers\[data\]"):
+        graph_dumper_aot("net", tmp_path, example_inputs="data")
+    assert not list(tmp_path.iterdir())

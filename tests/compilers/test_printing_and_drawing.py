@@ -3,6 +3,7 @@
 import io
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -111,6 +112,13 @@ def test_a_missing_graphviz_is_named_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingDependencyError, match=r"'graphviz'.*apt-get install graphviz"):
         draw_graph_compile(tmp_path / "a.png")
+
+
+def test_a_missing_networkx_is_named_with_the_command(gm, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "networkx", None)
+    with pytest.raises(MissingDependencyError, match=r"'networkx'.*lazyfx-compilers\[draw\]"):
+        draw_graph_compile(tmp_path / "a.svg")(gm, [])
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_suffix_is_refused(tmp_path):

@@ -1,6 +1,9 @@
 """The packages agree with each other and with what they declare."""
 
 import ast
+import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -15,16 +18,41 @@ def project(name):
     return tomllib.loads((ROOT / f"packages/lazyfx-{name}/pyproject.toml").read_text())["project"]
 
 
+def extras(name):
+    return project(name).get("optional-dependencies", {})
+
+
+def optional(name):
+    return [requirement for extra in extras(name).values() for requirement in extra]
+
+
+def required(requirements):
+    """Names of distributions, as they are imported here."""
+    return {re.match(r"[\w-]+", each)[0].replace("-", "_") for each in requirements}
+
+
 def sources(name):
     return sorted((ROOT / f"packages/lazyfx-{name}/src").rglob("*.py"))
 
 
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(level=0, module=module):
+                yield module
+            case ast.Call(
+                func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]
+            ) if not name.startswith("."):
+                yield name
+
+
+def imported(name):
+    """Top-level modules that are neither python's nor the package's own."""
+    own = {path.name for path in (ROOT / f"packages/lazyfx-{name}/src").iterdir()}
+    found = {module.partition(".")[0] for path in sources(name) for module in imports(path)}
+    return found - own - sys.stdlib_module_names - {"functorch"}  # functorch is a part of torch
 
 
 def test_one_version_in_lockstep():
@@ -34,7 +62,7 @@ def test_one_version_in_lockstep():
     for name in NAMES:
         init = (ROOT / f"packages/lazyfx-{name}/src/lazyfx_{name}/__init__.py").read_text()
         assert f'__version__ = "{version}"' in init
-        for dependency in project(name)["dependencies"]:
+        for dependency in [*project(name)["dependencies"], *optional(name)]:
             if dependency.startswith("lazyfx-"):
                 assert dependency.endswith(f"=={version}")
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
@@ -53,6 +81,31 @@ def test_a_package_imports_only_the_siblings_it_declares(name):
             top = module.partition(".")[0]
             if top.startswith("lazyfx_"):
                 assert top.removeprefix("lazyfx_") in {name, *declared}, f"{path.name}: {module}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_package_declares_what_it_imports_and_imports_what_it_declares(name):
+    assert required([*project(name)["dependencies"], *optional(name)]) == imported(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_importing_a_package_needs_none_of_its_extras(name):
+    program = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv[2:]))
+__import__(sys.argv[1])
+"""
+    absent = required(optional(name)) - required(project(name)["dependencies"])
+    arguments = [sys.executable, "-W", "ignore", "-c", program, f"lazyfx_{name}", *absent]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_readme_names_every_extra(name):
+    readme = (ROOT / f"packages/lazyfx-{name}/README.md").read_text()
+    for extra in extras(name):
+        assert f"lazyfx-{name}[{extra}]" in readme
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,7 +22,7 @@ def plot(report: MemoryReport, path: str | os.PathLike[str]) -> None:
         raise MissingDependencyError(
             "matplotlib",
             needed_for="MemoryReport.plot",
-            command="pip install 'lazyfx-compilers[plot]'",
+            command="python -m pip install 'lazyfx-compilers[plot]'",
         ) from error
     measured = [
         (name, usage, colour)

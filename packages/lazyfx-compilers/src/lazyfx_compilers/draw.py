@@ -50,7 +50,8 @@ def draw_graph_compile(name: str | os.PathLike[str]) -> FxCompiler:
 
     Raises:
         UnknownOptionError: Another suffix; lists those that are known.
-        MissingDependencyError: ``.png`` or ``.pdf`` without Graphviz.
+        MissingDependencyError: ``.png`` or ``.pdf`` without Graphviz; on compiling, ``.svg``
+            without networkx, which torch depends on.
         CompilerError: On compiling, Graphviz failed; with what it said.
         NotCompilableError: On compiling, what is given is not a ``torch.fx.GraphModule``.
         InvalidGraphError: On compiling, the graph is wrong; names the node.
@@ -173,7 +174,14 @@ def _label(node: fx.Node) -> tuple[str, str]:
 
 def _layout(graph: fx.Graph) -> dict[fx.Node, tuple[float, int, float]]:
     """Left edge, top edge and width of each node's box."""
-    import networkx  # type: ignore[import-untyped]  # its stubs are a package of their own
+    try:
+        import networkx  # type: ignore[import-untyped]  # its stubs are a package of their own
+    except ImportError as error:
+        raise MissingDependencyError(
+            "networkx",
+            needed_for="drawing a graph as .svg",
+            command="python -m pip install 'lazyfx-compilers[draw]'",
+        ) from error
 
     directed = networkx.DiGraph()
     directed.add_nodes_from(graph.nodes)

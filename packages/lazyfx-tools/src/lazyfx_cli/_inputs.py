@@ -48,6 +48,9 @@ def inputs(
 def _write(file: Path, names: list[str], values: list[Any]) -> None:
     import json
 
+    from lazyfx_compilers.dump._storages import require_safetensors
+
+    require_safetensors()
     import torch
     from safetensors.torch import save
 

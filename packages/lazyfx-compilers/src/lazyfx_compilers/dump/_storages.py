@@ -25,13 +25,14 @@ def require_safetensors() -> None:
     """Check that values can be stored and read.
 
     Raises:
-        MissingDependencyError: safetensors is not installed.
+        MissingDependencyError: safetensors is not installed, or numpy, which it writes through.
     """
     try:
+        import numpy  # noqa: F401
         import safetensors.torch  # noqa: F401
-    except ImportError:
+    except ImportError as error:
         raise MissingDependencyError(
-            "safetensors",
+            (error.name or "safetensors").partition(".")[0],
             needed_for="storing or reading the values of a graph's inputs",
             command="python -m pip install 'lazyfx-compilers[data]'",
         ) from None
