@@ -1,5 +1,8 @@
 """Every Python block in the README, the packages' READMEs and the docs runs."""
 
+import functools
+import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -29,3 +32,57 @@ def test_the_readme_shows_each_package():
     text = (ROOT / "README.md").read_text()
     for name in ("lazyfx_core", "lazyfx_ltc", "lazyfx_compilers", "lazyfx_tools"):
         assert f"from {name} import" in text
+
+
+def renamed():
+    """(old module, old names, new module, new names) of each row of docs/coming-from-torch.md."""
+    modules = None
+    for line in (ROOT / "docs/coming-from-torch.md").read_text().splitlines():
+        if line.startswith("## "):
+            modules = re.fullmatch(r"## `([\w.]+)` → `(\w+)`", line).groups()
+        elif line.startswith("| `"):
+            old, new, _ = (cell.strip() for cell in line.strip("|").split("|", 2))
+            names = [re.findall(r"`([\w.]+)`", cell) for cell in (old, new)]
+            assert len(names[0]) == 1, line
+            assert names[1] or new == "none", line
+            yield modules[0], names[0][0], modules[1], names[1]
+
+
+RENAMED = list(renamed())
+# Of these only what has a successor is listed; their other functions go on being torch's.
+PARTLY = {"functorch.compile", "torch._functorch.fx_minifier"}
+
+
+def find(module, name):
+    """What ``name`` means in ``module``, which may be a submodule's attribute."""
+    *inner, last = name.split(".")
+    for count in range(len(inner), -1, -1):
+        try:
+            found = importlib.import_module(".".join([module, *inner[:count]]))
+        except ModuleNotFoundError:
+            continue
+        return functools.reduce(getattr, [*inner[count:], last], found)
+    raise AssertionError(f"there is no module {module}")
+
+
+@pytest.mark.parametrize("row", RENAMED, ids=lambda row: f"{row[0]}.{row[1]}")
+def test_old_and_new_names_exist(row):
+    theirs, old, ours, new = row
+    find(theirs, old)
+    for name in new:
+        find(ours, name)
+        assert name.partition(".")[0] in importlib.import_module(ours).__all__, name
+
+
+@pytest.mark.parametrize("module", sorted({theirs for theirs, _, _, _ in RENAMED} - PARTLY))
+def test_no_old_name_is_forgotten(module):
+    written = {old.partition(".")[0] for theirs, old, _, _ in RENAMED if theirs == module}
+    private = module == "torch.fx._lazy_graph_module"  # there even what people import is private
+    theirs = {
+        name
+        for name, value in vars(importlib.import_module(module)).items()
+        if callable(value) and getattr(value, "__module__", None) == module
+        if private or not name.startswith("_")
+    }
+    assert theirs
+    assert theirs <= written
