@@ -3,18 +3,21 @@
 Nothing here is imported or patched when ``lazyfx_compilers`` is imported: the compile stacks of
 torch take seconds to load, so every function imports what it needs.
 
-=====================================================  =====================================
-private name                                           used for
-=====================================================  =====================================
-``functorch.compile.aot_function``                     compiling a function forward and back
-``torch.fx.passes._tensorify_python_scalars``          a pass that fails, left out then
-``torch._dynamo.backends.common.aot_autograd``         compiling a Dynamo graph
-``torch._dynamo.convert_frame.compile_lock``           compiling one thing at a time
-``torch._subclasses.fake_tensor``                      fake mode: stepping out, explaining errors
-``torch._ops``                                         telling ATen graphs from Dynamo graphs
-``torch._C._jit_*``, ``torch._C.ScriptList``           TorchScript's autocast, passes and lists
-``torch.utils._pytree``                                flattening arguments
-=====================================================  =====================================
+===================================================  ==========================================
+private name                                         used for
+===================================================  ==========================================
+``functorch.compile.aot_function``                   compiling a function forward and back
+``torch.fx.passes._tensorify_python_scalars``        a pass that fails, left out then
+``_tensorify_python_scalars._is_tensorify_enabled``  the same (after torch 2.11)
+``torch._dynamo.backends.common.aot_autograd``       compiling a Dynamo graph
+``torch._dynamo.convert_frame.compile_lock``         compiling one thing at a time
+``torch._subclasses.fake_tensor``                    fake mode: stepping out, explaining errors
+``torch.fx.experimental.symbolic_shapes``            explaining errors
+``torch._decomp.get_decompositions``                 operators taken apart while tracing
+``torch._ops``                                       telling ATen graphs from Dynamo graphs
+``torch._C._jit_*``, ``torch._C.ScriptList``         TorchScript's autocast, passes and lists
+``torch.utils._pytree``                              flattening arguments
+===================================================  ==========================================
 """
 
 from __future__ import annotations

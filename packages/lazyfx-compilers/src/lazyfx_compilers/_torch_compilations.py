@@ -1,13 +1,15 @@
 """The seam that sees every compilation that goes through AOTAutograd, whatever the backend.
 
-==============================================================  ================================
-private name                                                    used for
-==============================================================  ================================
-``torch._functorch.aot_autograd.aot_stage2_compile``            gets the compilers; newer torch
-``torch._functorch.aot_autograd.create_aot_dispatcher_function``  the same in torch 2.6
-``torch._functorch.config.enable_autograd_cache``               a hit shows no graph
-``torch._functorch.config._config[...].user_override``          whether it is the process's
-==============================================================  ================================
+================================================================  ==================================
+private name                                                      used for
+================================================================  ==================================
+``torch._functorch.aot_autograd.aot_stage2_compile``              gets the compilers (after torch
+                                                                  2.6)
+``torch._functorch.aot_autograd.create_aot_dispatcher_function``  gets them, too (before torch 2.9)
+``torch._functorch.config.enable_autograd_cache``                 a hit shows no graph
+``torch._functorch.config._config``                               whether that setting is the
+                                                                  process's
+================================================================  ==================================
 
 The function is replaced while at least one :func:`watching` block is open, in any thread; what the
 replacement does is decided by a context variable, so that compilations of other threads are let

@@ -1,16 +1,18 @@
 """The seam of the debugging half: symbols, fake storages, names of operators, the partitioner.
 
-==========================================  =========================================
-private name                                used for
-==========================================  =========================================
-``SymInt.node.expr``                        the expression behind a symbolic size
-``UntypedStorage._cdata``                   which tensors share storage, fake ones too
-``torch._ops`` (the operator classes)       writing the target of a node as text
-``functorch.compile.default_partition``     the dumper's partitioner
-``torch._neg_view``                         restoring the negative bit of an input
-``torch._guards.CompileContext``            Dynamo's compile id
-``torch._C._set_mkldnn_enabled``, ...       flags that ``torch.backends`` may have frozen
-==========================================  =========================================
+=======================================  ==============================================
+private name                             used for
+=======================================  ==============================================
+``SymNode.expr``                         the expression behind a symbolic size
+``UntypedStorage._cdata``                which tensors share storage, fake ones too
+``torch._ops``                           writing the target of a node as text
+``functorch.compile.default_partition``  the dumper's partitioner
+``torch._neg_view``                      restoring the negative bit of an input
+``torch._guards.CompileContext``         Dynamo's compile id
+``torch._C._set_mkldnn_enabled``         a flag that ``torch.backends`` may have frozen
+``torch._C._set_cudnn_benchmark``        the same
+``torch._C._set_cudnn_deterministic``    the same
+=======================================  ==============================================
 
 Nothing of it is imported when ``lazyfx_compilers`` is imported.
 """

@@ -1,4 +1,12 @@
-"""The seam to torch.distributed."""
+"""The seam to torch.distributed.
+
+========================================================  ==========================================
+private name                                              used for
+========================================================  ==========================================
+``torch.distributed._composable.contract._get_registry``  what ``fully_shard`` and ``replicate``
+                                                          leave on a module
+========================================================  ==========================================
+"""
 
 from __future__ import annotations
 

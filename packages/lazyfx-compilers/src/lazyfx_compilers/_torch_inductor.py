@@ -1,14 +1,17 @@
 """The seam to inductor: torch's code generator as a compiler for AOTAutograd graphs.
 
-=====================================================  =====================================
-private name                                           used for
-=====================================================  =====================================
-``torch._inductor.compile_fx.compile_fx_inner``        compiling one graph
-``torch._inductor.compile_fx`` joint graph passes      what the code generator relies on
-``torch._inductor.config``                             eager's random stream, no layout changes
-``torch._inductor.decomposition``                      operators taken apart while tracing
-``torch._guards.detect_fake_mode``                     the mode the passes trace replacements in
-=====================================================  =====================================
+============================================================  ======================================
+private name                                                  used for
+============================================================  ======================================
+``torch._inductor.compile_fx.compile_fx_inner``               compiling one graph
+``torch._inductor.compile_fx._recursive_joint_graph_passes``  what the code generator relies on
+``torch._inductor.config``                                    eager's random stream, no layout
+                                                              changes
+``torch._inductor.decomposition``                             operators taken apart while tracing
+``torch._guards.detect_fake_mode``                            the mode the passes trace replacements
+                                                              in
+``torch.utils._pytree``                                       finding that mode among the inputs
+============================================================  ======================================
 """
 
 from __future__ import annotations

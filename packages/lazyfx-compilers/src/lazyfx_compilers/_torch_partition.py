@@ -1,15 +1,25 @@
 """The seam to AOTAutograd's partitions: joint graphs, their halves, and what tracing left in them.
 
-=====================================================  =====================================
-private name                                           used for
-=====================================================  =====================================
-``functorch.compile`` (the min-cut partitioner)        what a budget begins with
-``torch._functorch.config``                            its settings, and the budget among them
-``torch._guards.TracingContext``                       which inputs are written
-``torch._functorch._aot_autograd.descriptors``         the same, on the graph; what is saved
-``torch.utils.flop_counter``                           what a product costs
-``torch.fx.experimental.symbolic_shapes``              the symbols in a size
-=====================================================  =====================================
+=========================================================  =========================================
+private name                                               used for
+=========================================================  =========================================
+``functorch.compile.min_cut_rematerialization_partition``  what a budget begins with
+``torch._functorch.config``                                its settings, and the budget among them
+``torch._functorch.compile_utils.rand_ops``                the random operators that it does not
+                                                           compute again
+``torch._guards.TracingContext``                           which inputs are written
+``torch._functorch._aot_autograd.descriptors``             the same, on the graph; what is saved
+                                                           (after torch 2.6)
+``descriptors.SavedForBackwardsNoVcCheckAOTOutput``        what is saved, and written later on
+                                                           purpose (after torch 2.9)
+``torch.utils.flop_counter``                               what a product costs
+``torch.fx.experimental.symbolic_shapes``                  the symbols in a size
+``torch.fx.node``                                          going through arguments
+``torch._ops.OpOverload``, ``OpOverload._schema``          what may be computed again
+``torch.ops.aten._unsafe_view``                            a view that says it is none
+``UntypedStorage._cdata``                                  which tensors share storage, fake ones
+                                                           too
+=========================================================  =========================================
 """
 
 from __future__ import annotations

@@ -8,6 +8,13 @@ looked at after the fact, whichever partitioner made it.
 
 Operators that torch itself has paired with a saved generator state (``run_with_rng_state``) draw
 the same numbers again and are fine.
+
+=================================================  =================================================
+private name                                       used for
+=================================================  =================================================
+``torch._ops.OpOverload``, ``OpOverload._schema``  which operators draw, and the probability they
+                                                   are given
+=================================================  =================================================
 """
 
 from __future__ import annotations

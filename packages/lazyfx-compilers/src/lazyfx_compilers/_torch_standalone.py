@@ -3,6 +3,15 @@
 So it needs torch alone, and whatever it says holds in the process that searches for a fault and in
 the one that shows it. Nothing happens at import. Of torch's private names it uses
 ``torch._neg_view``, ``UntypedStorage._cdata`` and ``torch.fx.passes.fake_tensor_prop``.
+
+====================================  ===================================================
+private name                          used for
+====================================  ===================================================
+``torch._neg_view``                   restoring the negative bit of an input
+``UntypedStorage._cdata``             which tensors share storage
+``torch.fx.passes.fake_tensor_prop``  metadata of a graph that was built by hand
+``function._boxed_call``              whether a compiled graph takes its inputs in a list
+====================================  ===================================================
 """
 
 from __future__ import annotations

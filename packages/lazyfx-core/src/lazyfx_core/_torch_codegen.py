@@ -1,13 +1,16 @@
 """The seam to torch's code generators and tree specs, as data.
 
-==============================================  ============================================
-private name                                    used for
-==============================================  ============================================
-``graph.CodeGen``, its two attributes           the plain code generator
-``graph._PyTreeCodeGen``, ``_PyTreeInfo``       signatures with nested structure
-``graph._BoxedCodeGen`` (torch 2.9)             signatures that take one list
-``utils._pytree.TreeSpec``, its three fields    the structure itself
-==============================================  ============================================
+===============================================  ===================================================
+private name                                     used for
+===============================================  ===================================================
+``graph.CodeGen``                                the plain code generator
+``graph._PyTreeCodeGen``, ``graph._PyTreeInfo``  signatures with nested structure
+``graph._BoxedCodeGen``                          signatures that take one list (after torch 2.9)
+``torch.utils._pytree``                          making specs, and knowing which types are taken
+                                                 apart
+``_pytree.treespec_leaf``                        the same (after torch 2.11)
+``TreeSpec._context``, ``TreeSpec._children``    the structure itself (after torch 2.11)
+===============================================  ===================================================
 
 A tree spec is written as ``null`` for a leaf, else ``[type, context, [children]]``; the type of
 named tuples, whose class is the context, is ``"namedtuple"``. Tree specs of

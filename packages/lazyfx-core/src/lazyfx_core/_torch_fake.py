@@ -8,17 +8,19 @@ torch initialises it for the first fake CUDA tensor.
 Tensors with symbolic sizes are made by the constructor for wrapper subclasses, because it takes
 sizes as they are: every operator would first check them, symbol by symbol, for some 400 µs.
 
-=================================================  ================================================
-private name                                       used for
-=================================================  ================================================
-``torch._subclasses.fake_tensor``                  ``FakeTensor``, ``FakeTensorMode``
-``torch.fx.experimental.sym_node.SymNode``         what stands behind a symbolic number
-``SymNode._hint``                                  set, so that torch does not work it out
-``Tensor._make_wrapper_subclass``                  meta tensors with symbolic sizes
-``torch._C._DisableTorchDispatch``                 building tensors whatever modes are active
-``torch._C._set_conj``, ``_set_neg``               the lazy conjugation and negation bits
-``FakeTensor._fake_device``, ``_is_param``         the number of a device; being a parameter
-=================================================  ================================================
+=============================================  ==============================================
+private name                                   used for
+=============================================  ==============================================
+``torch._subclasses.fake_tensor``              ``FakeTensor``, ``FakeTensorMode``
+``torch.fx.experimental.sym_node.SymNode``     what stands behind a symbolic number
+``SymNode._hint``                              set, so that torch does not work it out
+``Tensor._make_wrapper_subclass``              meta tensors with symbolic sizes
+``torch._C._DisableTorchDispatch``             building tensors whatever modes are active
+``torch._C.DisableTorchFunction``              the same
+``torch._C._set_conj``, ``torch._C._set_neg``  the lazy conjugation and negation bits
+``FakeTensor._fake_device``                    the device, with its number (after torch 2.11)
+``Tensor._is_param``                           being a parameter
+=============================================  ==============================================
 """
 
 from __future__ import annotations

@@ -8,23 +8,36 @@ Two patches, each installed on first use and removed exactly (the very same obje
 - **The constructor** (wide). Code that calls ``fx.GraphModule(...)`` itself goes through
   ``fx.GraphModule.__new__``; some 75 places in torch do.
 
-=================================================  =========================================
-private name                                       used for
-=================================================  =========================================
-``_lazy_graph_module._get_graph_module_cls``       replaced while installed
-``_lazy_graph_module._make_graph_module``          checked: must look the former up by name
-``_lazy_graph_module._force_skip_…_flag``          read: torch's own "never lazy" wins
-``GraphModule.__new__``                            replaced while the wide seam is installed
-``graph_module.reduce_graph_module``               first half of ``__reduce__``
-``graph_module._format_import_block``              second half of ``__reduce__``
-``graph_module._copy_attr`` / ``_assign_attr``     building a module from its root
-``graph_module._CodeOnlyModule``                   what torch's deepcopy and unpickling pass
-``_dynamo.mutation_guard.GenerationTracker``       tagging modules as Dynamo's constructor does
-``fn._dynamo_marked_constant``                     lets Dynamo evaluate a call while tracing
-``_C._dynamo.eval_frame`` (the part in C)          keeping Dynamo from compiling the descriptors
-``graph_module._forward_from_src``                 Dynamo replaces it while it is compiling
-``module.torchdynamo_force_dynamic``               tells that Dynamo is about to look at a module
-=================================================  =========================================
+==========================================================  ========================================
+private name                                                used for
+==========================================================  ========================================
+``_lazy_graph_module._get_graph_module_cls``                replaced while installed
+``_lazy_graph_module._make_graph_module``                   checked: must look the former up by name
+``_lazy_graph_module._force_skip_lazy_graph_module_flag``   read: torch's own "never lazy" wins
+``GraphModule.__new__``                                     replaced while the wide seam is
+                                                            installed
+``graph_module.reduce_graph_module``                        first half of ``__reduce__``
+``graph_module._format_import_block``                       second half of ``__reduce__``
+``graph_module._copy_attr``, ``graph_module._assign_attr``  building a module from its root
+``graph_module._CodeOnlyModule``                            what torch's deepcopy and unpickling
+                                                            pass
+``Module._modules``                                         what of such a module is copied
+``Module._buffers``                                         the same
+``Module._parameters``                                      the same
+``torch._dynamo.mutation_guard.GenerationTracker``          tagging modules as Dynamo's constructor
+                                                            does
+``function._dynamo_marked_constant``                        lets Dynamo evaluate a call while
+                                                            tracing
+``eval_frame.set_code_exec_strategy``                       keeping Dynamo from compiling the
+                                                            descriptors (after torch 2.6)
+``eval_frame._FrameAction``                                 the same
+``eval_frame._FrameExecStrategy``                           the same
+``eval_frame.skip_code``                                    keeping it from that (before torch 2.9)
+``eval_frame.set_eval_frame``                               keeping it from that, too
+``graph_module._forward_from_src``                          Dynamo replaces it while it is compiling
+``Module.torchdynamo_force_dynamic``                        tells that Dynamo is about to look at a
+                                                            module
+==========================================================  ========================================
 
 Seen to be there in torch 2.6 to 2.15; a release that moves one of the patched names makes
 :func:`install` raise :class:`~lazyfx_core.errors.SeamError`.
@@ -64,7 +77,7 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 
 GENERATED_FIELDS = tuple(
     name
-    for name in ("_code", "_lineno_map", "_prologue_start")  # the last came with torch 2.9
+    for name in ("_code", "_lineno_map", "_prologue_start")  # the last: after torch 2.9
     if name in fx.GraphModule.recompile.__code__.co_names
 )
 """Instance attributes that torch writes when it generates code and reads directly elsewhere."""

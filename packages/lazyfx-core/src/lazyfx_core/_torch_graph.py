@@ -1,17 +1,27 @@
 """The seam to torch's graphs: private parts of ``fx.Graph`` that lazyfx-core reads or builds.
 
-==============================================  ============================================
-private name                                    used for
-==============================================  ============================================
-``graph._PyTreeCodeGen`` / ``Graph._codegen``   pytree specs at marking time; storing
-``graph.CodeGen`` and its attributes            telling that generation would repeat itself
-``Graph._find_nodes_lookup_table``              nodes that refer to attributes
-``graph._custom_builtins``                      the same: every generated source imports them
-``_config.enrich_profiler_metadata``            the same: code then depends on node metadata
-``Graph._tracer_cls`` / ``_tracer_extras``      storing and copying
-``Graph._graph_namespace``, ``_insert`` …       copying a graph, see :func:`copy_graph`
-``_ops.OpOverload``, packets, higher-order ops  storing operators by name
-==============================================  ============================================
+====================================================  ==============================================
+private name                                          used for
+====================================================  ==============================================
+``graph._PyTreeCodeGen``, ``Graph._codegen``          pytree specs at marking time; storing
+``graph.CodeGen``, ``CodeGen._body_transformer``      telling that generation would repeat itself
+``graph._BoxedCodeGen``                               the same (after torch 2.9)
+``Graph._co_fields``, ``graph._custom_builtins``      what generated sources import
+``_config.enrich_profiler_metadata``                  code then depends on node metadata (after
+                                                      torch 2.9)
+``Graph._find_nodes_lookup_table``                    nodes that refer to attributes
+``Graph._tracer_cls``, ``Graph._tracer_extras``       storing and copying
+``Graph._graph_namespace``                            copying a graph, see :func:`copy_graph`
+``Graph._root``                                       the same
+``Graph._len``                                        the same
+``_Namespace._obj_to_name``                           the same
+``node.map_arg``                                      the same
+``node._fx_map_arg``                                  the same, in C (after torch 2.6)
+``torch._ops``                                        storing operators by name
+``OpOverload._schema``, ``OpOverload._overloadname``  the same
+``OpOverloadPacket._qualified_op_name``               the same
+``HigherOrderOperator._name``                         the same
+====================================================  ==============================================
 
 Nothing is patched here. Where a release lacks what copying needs, torch's own copy is used.
 """
@@ -34,7 +44,7 @@ from torch.fx.node import map_arg
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_BoxedCodeGen = getattr(_torch_graph, "_BoxedCodeGen", CodeGen)  # came with torch 2.9
+_BoxedCodeGen = getattr(_torch_graph, "_BoxedCodeGen", CodeGen)  # after torch 2.9
 # Methods of graphs and code generators that make text; somebody may replace one of them.
 _GENERATING = frozenset(
     {

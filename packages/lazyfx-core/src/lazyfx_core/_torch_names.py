@@ -1,14 +1,13 @@
 """The seam to the names of torch's own functions, classes and operators.
 
-==================================================  ========================================
-private name                                        used for
-==================================================  ========================================
-``torch._C._VariableFunctions``                     the functions in C behind ``torch.*``
-``torch._C._nn``, ``_special``, ``_linalg`` …       those behind ``torch.nn.functional`` …
-``_ops._higher_order_ops``, ``_ops._OpNamespace``   finding operators without making any
-``torch._C._jit_get_operation``                     asking for an operator without a trace
-the paths in ``_EXTRA``                             what Dynamo and AOTAutograd put in graphs
-==================================================  ========================================
+=================================================  ======================================
+private name                                       used for
+=================================================  ======================================
+``torch._C._VariableFunctions``                    the functions in C behind ``torch.*``
+``torch._C._nn``                                   those behind ``torch.nn.functional``
+``_ops._higher_order_ops``, ``_ops._OpNamespace``  finding operators without making any
+``torch._C._jit_get_operation``                    asking for an operator without a trace
+=================================================  ======================================
 
 Functions in C are taken by program: their lists differ between releases, and all of them run a
 kernel on what they are given; those that do more are left out by name. Functions in Python are

@@ -4,19 +4,20 @@ They are stored as the path of their class and their fields, and come back witho
 constructors being run. Only classes defined in the modules below count, and only those made of
 nothing but fields: dataclasses, named tuples, enums, and the two of ``torch.fx.traceback``.
 
-=========================================================  ===================================
-private module                                             what stands in metadata
-=========================================================  ===================================
-``torch.fx.passes.shape_prop``                             ``tensor_meta``
-``torch.fx.traceback``                                     ``from_node``
-``torch.fx.experimental.symbolic_shapes``                  ``unbacked_bindings``
-``torch.utils._pytree``                                    key paths in them
-``torch.utils.checkpoint``                                 ``recompute`` policies
-``torch._functorch._aot_autograd.descriptors``             ``desc`` of inputs and outputs
-``torch._higher_order_ops`` …                              options of higher-order operators
-=========================================================  ===================================
+==============================================  ================================================
+private name                                    used for
+==============================================  ================================================
+``torch.fx.passes.shape_prop``                  ``tensor_meta`` in metadata
+``torch.fx.traceback``                          ``from_node``
+``torch.fx.experimental.symbolic_shapes``       ``unbacked_bindings``
+``torch.utils._pytree``                         key paths in them
+``torch._functorch._aot_autograd.descriptors``  ``desc`` of inputs and outputs (after torch 2.6)
+``torch._functorch._aot_autograd.schemas``      what AOTAutograd notes of a graph
+``torch._guards.CompileId``                     the number of a compilation
+==============================================  ================================================
 
-Reading a record imports its module if nobody has yet; all of them belong to torch.
+Besides, the ``recompute`` policies of ``torch.utils.checkpoint`` and the signatures of
+``torch.export``. Reading a record imports its module if nobody has yet; all belong to torch.
 """
 
 from __future__ import annotations

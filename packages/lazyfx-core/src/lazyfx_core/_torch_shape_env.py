@@ -12,16 +12,20 @@ replaced by the name of its symbol, which makes such code fail instead of meanin
 A field that the reading torch does not know is left out (2.6 has no unbacked inputs, for one); an
 entry that no torch writes is an error.
 
-=====================================================  =======================================
-private name                                           used for
-=====================================================  =======================================
-``symbolic_shapes.ShapeEnv`` and its attributes        see the tables below; old and new names
-``ShapeEnv._update_version_counter``, ``_init``        to start its caches anew; its settings
-``symbolic_shapes.RuntimeAssert``, ``ValueRangesSLoc`` entries of these attributes
-``torch._guards.ShapeGuard``, ``SLoc``                 the same
-``torch._dynamo.source.ConstantSource``                names of sources
-``torch.utils._sympy.value_ranges.ValueRanges``        ranges
-=====================================================  =======================================
+====================================================  ========================================
+private name                                          used for
+====================================================  ========================================
+``symbolic_shapes.ShapeEnv``                          and its attributes: see the tables below
+``ShapeEnv._update_version_counter``                  to start its caches anew
+``ShapeEnv._replacements_version_counter``            the same (after torch 2.11)
+``ShapeEnv._init``                                    its settings
+``symbolic_shapes.RuntimeAssert``                     entries of its attributes
+``symbolic_shapes.ValueRangesSLoc``                   the same
+``torch._guards.ShapeGuard``, ``torch._guards.SLoc``  the same
+``torch.utils._traceback.CapturedTraceback``          the same: where they came from
+``torch._dynamo.source``                              names of sources
+``torch.utils._sympy.value_ranges``                   ranges
+====================================================  ========================================
 """
 
 from __future__ import annotations

@@ -23,15 +23,16 @@ values that a fake tensor knows of, the autograd history, memoised results of ``
 
 :mod:`lazyfx_core._torch_fake` reads it.
 
-=================================================  ================================================
-private name                                       used for
-=================================================  ================================================
-``torch._subclasses.fake_tensor``                  ``FakeTensor``, ``FakeTensorMode``
-``torch.fx.experimental.symbolic_shapes``          ``ShapeEnv``
-``torch.fx.experimental.sym_node.SymNode``         what stands behind a symbolic number
-``SymNode._expr``, ``_hint``                       the expression before replacements; its hint
-``UntypedStorage._cdata``                          which storage is which
-=================================================  ================================================
+==========================================  ============================================
+private name                                used for
+==========================================  ============================================
+``torch._subclasses.fake_tensor``           ``FakeTensor``, ``FakeTensorMode``
+``torch.fx.experimental.symbolic_shapes``   ``ShapeEnv``
+``torch.fx.experimental.sym_node.SymNode``  what stands behind a symbolic number
+``SymNode._expr``, ``SymNode._hint``        the expression before replacements; its hint
+``Tensor._is_param``                        whether a fake tensor is a parameter
+``UntypedStorage._cdata``                   which storage is which
+==========================================  ============================================
 """
 
 from __future__ import annotations

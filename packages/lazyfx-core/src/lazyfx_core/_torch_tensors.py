@@ -1,14 +1,16 @@
 """The seam to what a tensor is made of: private names that storing tensors cannot do without.
 
-==================================================  ============================================
-private name                                        used for
-==================================================  ============================================
-``_C._DisableTorchDispatch``,                       copying bytes and mapping files for real while
-``_C.DisableTorchFunction``,                        a fake, tracing, default-device or functorch
-``pyfunctorch.temporarily_clear_interpreter_stack`` mode would have them pretended
-``UntypedStorage._cdata``                           telling storages without memory apart
-``_utils.set_tensor_metadata``                      the conjugate and negative bits
-==================================================  ============================================
+===================================================  ===============================================
+private name                                         used for
+===================================================  ===============================================
+``torch._C._DisableTorchDispatch``                   copying bytes and mapping files for real while
+                                                     a fake, tracing, default-device or functorch
+                                                     mode would have them pretended
+``torch._C.DisableTorchFunction``                    the same
+``pyfunctorch.temporarily_clear_interpreter_stack``  the same
+``UntypedStorage._cdata``                            telling storages without memory apart
+``_utils.set_tensor_metadata``                       the conjugate and negative bits
+===================================================  ===============================================
 
 Nothing is patched here.
 """

@@ -1,4 +1,15 @@
-"""The seam to AOTAutograd, as ``torch.compile`` backends use it. Imported at the first compile."""
+"""The seam to AOTAutograd, as ``torch.compile`` backends use it. Imported at the first compile.
+
+==============================================  ====================================================
+private name                                    used for
+==============================================  ====================================================
+``torch._dynamo.backends.common.aot_autograd``  compiling the forward and the backward of a Dynamo
+                                                graph
+``torch._dynamo.convert_frame.compile_lock``    compiling one thing at a time
+``functorch.compile.make_boxed_func``           handing over inputs in a list that is emptied
+``function._boxed_call``                        the same
+==============================================  ====================================================
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,16 @@ Dynamo's check of tensors compares, for each tensor, what it was built with: exa
 keys (device type, layout, conjugate and negative views, inference tensors, and what the thread's
 modes add to them: autocast, inference mode), dtype, device, whether it requires grad, sizes,
 strides. Two arguments that are one object never pass. It keeps no tensor alive.
+
+====================================================  ==============================================
+private name                                          used for
+====================================================  ==============================================
+``torch._C._len_torch_function_stack``                whether calls pass through modes
+``torch.overrides._get_current_function_mode_stack``  which modes these are
+``torch._C._functorch.is_functorch_wrapped_tensor``   being inside of ``vmap``, ``grad`` and the
+                                                      like
+``torch._C._dynamo.guards.TensorGuards``              looks of all tensors of a call at once
+====================================================  ==============================================
 """
 
 from __future__ import annotations

@@ -13,6 +13,27 @@ Facts relied on, each checked where it is used or by the self-test of ``_session
 * both merge two data only if they are one object; ``to("lazy")`` of a tensor with at least one
   dimension makes a new object each time, while equal scalars share one;
 * registering the backend a second time raises, and leaves the dispatcher half re-registered.
+
+==================================================  ================================================
+private name                                        used for
+==================================================  ================================================
+``torch._C._lazy_ts_backend``                       starting the backend; the data that a graph
+                                                    starts from
+``torch._C._lazy``                                  counters, numbers of tensors, the graph as text
+``torch._C._dispatch_has_kernel_for_dispatch_key``  whether the backend is there; which operators
+                                                    have kernels
+``torch._to_functional_tensor``                     views and in-place operators on lazy tensors
+``torch._from_functional_tensor``                   the same
+``torch._is_functional_tensor``, ``torch._sync``    the same
+``torch._C.parse_ir``, ``torch._C.Graph``           graphs from their text
+``torch._C._create_function_from_graph``            a captured graph as a function of its own
+``torch._C._get_graph_executor_optimize``           TorchScript's optimizer, left out while it runs
+``torch._C._set_graph_executor_optimize``           the same
+``torch._C._jit_to_static_module``                  Static Runtime, where torch was built with it
+``torch._C._VariableFunctions``, ``torch._C._nn``   calling an operator as Python does
+``torch._C.parse_schema``                           which overload a call of the text is
+``torch._C._jit_get_schemas_for_operator``          the same
+==================================================  ================================================
 """
 
 from __future__ import annotations

@@ -2,6 +2,30 @@
 
 Only thin, checked doors; the meaning is in the modules that use them. Fake tensors are imported
 when the first capture needs them, not with the package: they pull in sympy.
+
+=====================================================  =============================================
+private name                                           used for
+=====================================================  =============================================
+``torch._subclasses.fake_tensor``                      shapes, dtypes and aliasing without data
+``torch.utils._python_dispatch``                       seeing operators; leaving out the modes of
+                                                       others
+``torch._C._AutoDispatchBelowAutograd``                the same, below autograd
+``torch.utils._device``                                functions that make a tensor of nothing
+``torch.fx.experimental.proxy_tensor.make_fx``         taking functions apart
+``torch._decomp``                                      the same
+``torch._ops``                                         which target of a node is an operator
+``OpOverload._schema``                                 an operator's arguments, and which it writes
+``torch.nn.modules.module._global_forward_hooks``      refusing hooks for all modules
+``torch.nn.modules.module._global_forward_pre_hooks``  the same
+``Tensor._base``                                       questions that have another answer in a
+                                                       replay
+``Tensor._version``                                    the same
+``Tensor._grad``                                       the same
+``Tensor._is_view``                                    the same
+``Graph._codegen``                                     the structure of nested arguments
+``torch.utils._pytree``                                the same
+``UntypedStorage._cdata``                              which tensors share storage, fake ones too
+=====================================================  =============================================
 """
 
 from __future__ import annotations

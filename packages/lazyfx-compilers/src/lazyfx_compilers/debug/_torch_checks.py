@@ -1,18 +1,20 @@
 """The seam of the checks: what operators declare, and which real tensors share memory.
 
-=============================================  ==============================================
-private name                                   used for
-=============================================  ==============================================
-``OpOverload._schema``                         what an operator declares to write and to alias
-``OpOverload.has_kernel_for_dispatch_key``     operators that are made of others
-``Tensor._version``                            how often a tensor was written
-``torch._C._is_alias_of``                      whether two tensors share memory
-``torch._C._data_address``                     the same, where another library wrapped it
-``torch._C._len_torch_dispatch_stack``         whether somebody traces right now
-``_python_dispatch`` (the stack of modes)      the same
-``torch._C._functorch.peek_interpreter_stack`` the same, for ``vmap`` and ``grad``
-``symbolic_shapes.free_unbacked_symbols``      sizes that only data decides
-=============================================  ==============================================
+==============================================  ===============================================
+private name                                    used for
+==============================================  ===============================================
+``torch._ops``                                  telling kinds of operators apart
+``OpOverload._schema``                          what an operator declares to write and to alias
+``OpOverload.has_kernel_for_dispatch_key``      operators that are made of others
+``torch._C.DispatchKey``                        the same
+``Tensor._version``                             how often a tensor was written
+``torch._C._is_alias_of``                       whether two tensors share memory
+``torch._C._data_address``                      the same, where another library wrapped it
+``torch._C._len_torch_dispatch_stack``          whether somebody traces right now
+``torch.utils._python_dispatch``                the same
+``torch._C._functorch.peek_interpreter_stack``  the same, for ``vmap`` and ``grad``
+``symbolic_shapes.free_unbacked_symbols``       sizes that only data decides
+==============================================  ===============================================
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The seam to torch's code generators: how a graph turns its inputs and outputs into structures.
 
-==============================================  ============================================
-private name                                    used for
-==============================================  ============================================
-``Graph._codegen``                              the kind of generator, compared and drawn
-``graph._PyTreeCodeGen`` / ``_PyTreeInfo``      drawing graphs with nested inputs
-``torch.utils._pytree.tree_flatten``            the specs of those inputs
-==============================================  ============================================
+===============================================  =========================================
+private name                                     used for
+===============================================  =========================================
+``Graph._codegen``                               the kind of generator, compared and drawn
+``graph._PyTreeCodeGen``, ``graph._PyTreeInfo``  drawing graphs with nested inputs
+``torch.utils._pytree``                          the specs of those inputs
+===============================================  =========================================
 
 Nothing is patched. Seen to be there in torch 2.6 to 2.15.
 """

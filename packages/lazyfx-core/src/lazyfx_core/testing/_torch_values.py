@@ -1,16 +1,19 @@
 """The seam to torch's values: what a tensor is, and which objects are to be compared otherwise.
 
-=====================================================  ============================================
-private name                                           used for
-=====================================================  ============================================
-``torch._ops.OperatorBase``, ``OpOverloadPacket``      operators, which are compared by identity
-``_subclasses.fake_tensor.FakeTensor``                 tensors without elements; never imported here
-``_subclasses.functional_tensor.FunctionalTensor``     the same
-``_python_dispatch._disable_current_modes``            reading tensors whatever modes are active
-``torch._C.DisableTorchFunctionSubclass``              reading subclasses past their own functions
-``Tensor._indices``, ``Tensor._values``                sparse tensors as they are, not coalesced
-``fx.traceback.NodeSource._dict`` …                    texts that it works out when first asked
-=====================================================  ============================================
+===================================================  ===============================================
+private name                                         used for
+===================================================  ===============================================
+``torch._ops.OperatorBase``                          operators, which are compared by identity
+``torch._ops.OpOverloadPacket``                      the same
+``_subclasses.fake_tensor.FakeTensor``               tensors without elements; never imported here
+``_subclasses.functional_tensor.FunctionalTensor``   the same
+``torch._is_functional_tensor``                      the same
+``_python_dispatch._disable_current_modes``          reading tensors whatever modes are active
+``torch._C.DisableTorchFunctionSubclass``            reading subclasses past their own functions
+``Tensor._indices``, ``Tensor._values``              sparse tensors as they are, not coalesced
+``NodeSource._dict``, ``NodeSource._action_string``  texts that it works out when first asked (after
+                                                     torch 2.6)
+===================================================  ===============================================
 
 Nothing is patched. Sizes are compared as text where they are symbolic, since comparing symbolic
 numbers adds guards. Seen to be there in torch 2.6 to 2.15.

@@ -1,18 +1,21 @@
 """The seam of the comparison: what torch keeps to itself about compiling and about operators.
 
-=====================================================  =====================================
-private name                                           used for
-=====================================================  =====================================
-``torch._guards`` (tracing context)                    compiling part of a graph as the whole was
-``torch._subclasses.fake_tensor.FakeTensorMode``       the same
-``torch.utils._python_dispatch`` (mode stack)          the same
-``torch._dynamo.config`` (recompile limit)             no graph may be left out of a comparison
-``torch._functorch.config`` (donated buffers)          inputs are looked at afterwards
-``torch._inductor.config`` (graph cache)               it mixes up backwards that do and do not
-``torch._dynamo.backends.registry.lookup_backend``     compilers by name
-``torch._dynamo.backends.common.aot_autograd``         graphs that write to their inputs
-``torch._ops.OpOverload._schema``                      which arguments an operator writes
-=====================================================  =====================================
+==================================================  ================================================
+private name                                        used for
+==================================================  ================================================
+``torch._guards``                                   compiling part of a graph as the whole was: the
+                                                    tracing context
+``torch._subclasses.fake_tensor.FakeTensorMode``    the same
+``torch.utils._python_dispatch``                    the same: the stack of modes
+``torch._dynamo.config``                            no graph may be left out of a comparison: the
+                                                    limit of recompiles
+``torch._functorch.config``                         inputs are looked at afterwards: donated buffers
+``torch._inductor.config``                          its cache mixes up backwards that do and do not
+                                                    donate
+``torch._dynamo.backends.registry.lookup_backend``  compilers by name
+``torch._dynamo.backends.common.aot_autograd``      graphs that write to their inputs
+``torch._ops.OpOverload``, ``OpOverload._schema``   which arguments an operator writes
+==================================================  ================================================
 """
 
 from __future__ import annotations

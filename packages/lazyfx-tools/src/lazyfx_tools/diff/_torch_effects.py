@@ -5,11 +5,12 @@ result, happen in order. A read of memory that some node writes comes before tha
 it. What cannot be told, such as whether a function of the user's returns a view, is taken for the
 worse: a node too many is called moved, never one too few.
 
-==========================================  ===================================================
-private name                                used for
-==========================================  ===================================================
-``OpOverload._schema``                      what an operator writes to and returns views of
-==========================================  ===================================================
+======================  ===============================================
+private name            used for
+======================  ===============================================
+``OpOverload._schema``  what an operator writes to and returns views of
+``torch._assert``       a call that has an effect
+======================  ===============================================
 """
 
 from __future__ import annotations
