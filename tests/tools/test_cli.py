@@ -1,5 +1,6 @@
 """The command ``lazyfx``: what it prints, where to, and with which exit status."""
 
+import importlib
 import json
 import os
 import pty
@@ -8,10 +9,11 @@ import shutil
 import subprocess
 import sys
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import nn
+from torch import fx, nn
 
 import lazyfx_cli
 from lazyfx_cli import cli, main
@@ -297,6 +299,38 @@ def test_a_compiler_that_is_wrong_or_raises_is_status_1(dumps, forward, monkeypa
     run("replay", forward, "--device", "nowhere", status=2)
     for unknown in ("test_cli:nothing", "no_module:x", "no_backend"):
         run("replay", forward, "--compiler", unknown, status=2)
+
+
+def test_a_function_of_the_users_has_to_be_allowed(tmp_path, monkeypatch):
+    (tmp_path / "own_functions.py").write_text("def twice(x):\n    return x * 2\nnumber = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    graph = fx.Graph()
+    twice = importlib.import_module("own_functions").twice
+    graph.output(graph.call_function(twice, (graph.placeholder("x"),)))
+    dumper = graph_dumper_aot("own", tmp_path, True)
+    x = torch.ones(3)
+    dumper.fw_compiler(fx.GraphModule({}, graph), [x])(x)
+    folder = dumper.path / "000_inference"
+    run("replay", folder, status=3)
+    assert "bit-equal" in run("replay", folder, "--allow", "own_functions:twice")
+    for unknown in ("own_functions:thrice", "no_module:x", "twice", "own_functions:number"):
+        run("replay", folder, "--allow", unknown, status=2)
+    line = ["--allow", "no_module:x", str(folder)]  # a shell that completes it imports nothing
+    command = cli.get_command(click.Context(cli), "replay")
+    assert command.make_context("replay", line, resilient_parsing=True).params["allow"] == ()
+    monkeypatch.delitem(sys.modules, "own_functions")
+
+
+def test_only_a_function_by_name_is_looked_for_in_the_current_folder(
+    forward, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", ".")])
+    run("replay", forward, "--compiler", "eager")
+    assert str(tmp_path) not in sys.path
+    run("replay", forward, "--compiler", "no_module:x", status=2)
+    assert sys.path[0] == str(tmp_path)
 
 
 def test_a_graph_that_cannot_be_read_does_not_stop_the_others(dumps, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @allow_option
 @json_option
 def diff(
-    old: Path, new: Path, no_values: bool, rows: int, allow: tuple[str, ...], as_json: bool
+    old: Path, new: Path, no_values: bool, rows: int, allow: tuple[Any, ...], as_json: bool
 ) -> int:
     """Compare the dumps OLD and NEW, or the graphs OLD/ID and NEW/ID.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +35,44 @@ def allow_option(command: Any) -> Any:
         "--allow",
         multiple=True,
         metavar="MODULE:NAME",
+        callback=_functions,
         help="A function outside of torch that graphs may refer to; may be given again.",
     )(command)
 
 
-def dumps_below(path: Path, allow: Sequence[str]) -> list[Dump]:
+def look_in_current_folder() -> None:
+    """Let modules in the current folder be found, before all others."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def _functions(
+    context: click.Context, parameter: click.Parameter, names: tuple[str, ...]
+) -> tuple[Any, ...]:
+    if not names or context.resilient_parsing:  # completing a line imports nothing
+        return ()
+    from lazyfx_compilers._torch_standalone import find_compiler as find
+
+    look_in_current_folder()
+    found = []
+    for name in names:
+        try:
+            function = find(name) if ":" in name else None
+        except (ImportError, AttributeError, ValueError) as error:
+            raise click.BadParameter(
+                f"{name!r} cannot be found ({' '.join(str(error).split())[:200]})",
+                context,
+                parameter,
+            ) from error
+        if not callable(function):
+            raise click.BadParameter(
+                f"{name!r} is no function; expected module:name", context, parameter
+            )
+        found.append(function)
+    return tuple(found)
+
+
+def dumps_below(path: Path, allow: Sequence[Any]) -> list[Dump]:
     """Every dump at or below ``path``; at least one."""
     from lazyfx_compilers.dump import load_dump
 
@@ -72,13 +107,13 @@ def _is_ours(index: Path) -> bool:
         return True  # so that somebody says why it cannot be read
 
 
-def graphs_at(path: Path, allow: Sequence[str]) -> list[DumpedGraph]:
+def graphs_at(path: Path, allow: Sequence[Any]) -> list[DumpedGraph]:
     """The graph that ``path`` leads to, or all graphs of the dumps there."""
     graph = _graph(path, allow)
     return [graph] if graph else [each for dump in dumps_below(path, allow) for each in dump.graphs]
 
 
-def one_graph(path: Path, allow: Sequence[str]) -> DumpedGraph:
+def one_graph(path: Path, allow: Sequence[Any]) -> DumpedGraph:
     """The graph that ``path`` leads to: itself, or the only one of the dump there."""
     graphs = graphs_at(path, allow)
     if len(graphs) != 1:
@@ -91,7 +126,7 @@ def one_graph(path: Path, allow: Sequence[str]) -> DumpedGraph:
     return graphs[0]
 
 
-def dump_or_graph(path: Path, allow: Sequence[str]) -> Dump | DumpedGraph:
+def dump_or_graph(path: Path, allow: Sequence[Any]) -> Dump | DumpedGraph:
     """The graph, or the one dump, that ``path`` leads to."""
     graph = _graph(path, allow)
     if graph:
@@ -103,7 +138,7 @@ def dump_or_graph(path: Path, allow: Sequence[str]) -> Dump | DumpedGraph:
     return dumps[0]
 
 
-def _graph(path: Path, allow: Sequence[str]) -> DumpedGraph | None:
+def _graph(path: Path, allow: Sequence[Any]) -> DumpedGraph | None:
     from lazyfx_compilers.dump import load_dump
 
     if path.name in ("", ".."):

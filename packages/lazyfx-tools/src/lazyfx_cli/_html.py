@@ -38,7 +38,7 @@ def html(
     output: Path,
     times: bool,
     show_it: bool,
-    allow: tuple[str, ...],
+    allow: tuple[Any, ...],
 ) -> int:
     """Write the graphs at PATH as one page that opens from disk.
 
@@ -103,7 +103,7 @@ def _views(
 def _differences(
     path: Path,
     other: Path,
-    allow: tuple[str, ...],
+    allow: tuple[Any, ...],
     there: set[str],
 ) -> list[Any]:
     from lazyfx_tools.diff import diff_dumps

@@ -30,7 +30,7 @@ def inputs(
     seed: int,
     random_values: bool,
     output: Path | None,
-    allow: tuple[str, ...],
+    allow: tuple[Any, ...],
     as_json: bool,
 ) -> None:
     """Show what the inputs of the graph PATH/ID are, or write values for them."""

@@ -46,7 +46,7 @@ def minify(
     output: Path | None,
     max_tries: int,
     timeout: float | None,
-    allow: tuple[str, ...],
+    allow: tuple[Any, ...],
     as_json: bool,
 ) -> int:
     """Find the smallest part of the graph PATH/ID that a compiler gets wrong.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._dumps import allow_option, graphs_at, json_option, path_argument
+from ._dumps import allow_option, graphs_at, json_option, look_in_current_folder, path_argument
 from ._main import DIFFERENT, UNREADABLE
 from ._output import Progress, emit_json, emit_lines, plain, say
 
@@ -21,15 +21,12 @@ def find_compiler(name: str | None) -> Any:
     """The function or backend of that name; modules in the current folder count."""
     if name is None:
         return None
-    import os
-    import sys
-
     import torch
 
     from lazyfx_compilers._torch_standalone import find_compiler as find
 
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if ":" in name:
+        look_in_current_folder()
     known = torch.compiler.list_backends(exclude_tags=())
     if ":" not in name and name not in known:
         raise click.BadParameter(
@@ -65,7 +62,7 @@ def replay(
     seed: int,
     repeat: int,
     device: str | None,
-    allow: tuple[str, ...],
+    allow: tuple[Any, ...],
     as_json: bool,
 ) -> int:
     """Run the graphs at PATH, or PATH/ID, again and compare with what was recorded.

@@ -73,7 +73,7 @@ def ls(path: Path, as_json: bool) -> int:
 @click.option("--nodes", "part", flag_value="nodes", help="Each node with its result.")
 @allow_option
 @json_option
-def show(path: Path, part: str | None, allow: tuple[str, ...], as_json: bool) -> None:
+def show(path: Path, part: str | None, allow: tuple[Any, ...], as_json: bool) -> None:
     """Show the graph PATH/ID: what it is, or a part of it."""
     graph = one_graph(path, allow)
     data = {
