@@ -122,6 +122,10 @@ def test_operators_that_write_and_return_nothing() -> None:
     agree(lambda a: both_doubled(a), X)
 
 
+TAKEN_APART = (
+    "this torch (2.6 and 2.9) takes composite operators apart on the lazy device: eager's numbers"
+    " but for rounding"
+)
 WHOLE: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...], str]] = {
     "group norm": (
         lambda a: F.group_norm(a, 2),
@@ -137,16 +141,22 @@ WHOLE: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...], str]] = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_eager_has_one_kernel_for_is_one_call(name: str) -> None:
+def test_what_eager_has_one_kernel_for_is_one_call(
+    name: str, below_autograd_is_whole: bool
+) -> None:
     model, args, operator = WHOLE[name]
     compiled = agree(model, *args)
+    if not below_autograd_is_whole:
+        pytest.skip(TAKEN_APART)
     assert compiled.explain().operators[operator] == 1
     torch.testing.assert_close(compiled(*args), model(*args), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_recurrent_layers_are_one_call_unless_they_draw(kind: Any, dropout: float) -> None:
+def test_recurrent_layers_are_one_call_unless_they_draw(
+    kind: Any, dropout: float, below_autograd_is_whole: bool
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(kind(4, 3, num_layers=2, dropout=dropout, batch_first=True))
     gm, x = fx.symbolic_trace(model.requires_grad_(False)), torch.randn(2, 5, 4)
@@ -156,5 +166,7 @@ def test_recurrent_layers_are_one_call_unless_they_draw(kind: Any, dropout: floa
         want = gm(x)
         torch.manual_seed(seed)
         torch.testing.assert_close(compiled(x), want)
+    if not below_autograd_is_whole:
+        pytest.skip(TAKEN_APART)
     few = sum(compiled.explain().operators.values()) < 40
     assert few is (dropout == 0)
