@@ -16,9 +16,9 @@
 
     DroppedMetadataWarning (UserWarning)       a module was stored without some of its metadata
 
-``lazyfx_ltc`` and ``lazyfx_compilers`` hang their own trees below :class:`LazyFxError`, so one
-``except LazyFxError`` catches every deliberate error of all three packages. Each class also
-derives from the builtin a caller would expect, so code that catches ``TypeError`` keeps working.
+The other packages hang their own trees below :class:`LazyFxError`, so one ``except LazyFxError``
+catches every deliberate error of all of them. Each class also derives from the builtin a caller
+would expect, so code that catches ``TypeError`` keeps working.
 """
 
 from __future__ import annotations
