@@ -54,7 +54,7 @@ def renamed():
     modules = None
     for line in (ROOT / "docs/coming-from-torch.md").read_text().splitlines():
         if line.startswith("## "):
-            modules = re.fullmatch(r"## `([\w.]+)` → `(\w+)`", line).groups()
+            modules = re.fullmatch(r"## `([\w.]+)` → `([\w.]+)`", line).groups()
         elif line.startswith("| `"):
             old, new, _ = (cell.strip() for cell in line.strip("|").split("|", 2))
             names = [re.findall(r"`([\w.]+)`", cell) for cell in (old, new)]
@@ -64,29 +64,34 @@ def renamed():
 
 
 RENAMED = list(renamed())
-# Of these only what has a successor is listed; their other functions go on being torch's.
-PARTLY = {"functorch.compile", "torch._functorch.fx_minifier"}
+# Of these only what has a successor is listed; what else is in them goes on being torch's.
+PARTLY = {
+    "functorch.compile",
+    "torch._functorch.fx_minifier",
+    "torch.fx._lazy_graph_module._LazyGraphModule",
+}
 
 
-def find(module, name):
-    """What ``name`` means in ``module``, which may be a submodule's attribute."""
-    *inner, last = name.split(".")
-    for count in range(len(inner), -1, -1):
+def find(path):
+    """What a dotted path means: modules as far as there are any, then attributes."""
+    parts = path.split(".")
+    for count in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join([module, *inner[:count]]))
+            found = importlib.import_module(".".join(parts[:count]))
         except ModuleNotFoundError:
             continue
-        return functools.reduce(getattr, [*inner[count:], last], found)
-    raise AssertionError(f"there is no module {module}")
+        return functools.reduce(getattr, parts[count:], found)
+    raise AssertionError(f"there is no {parts[0]}")
 
 
 @pytest.mark.parametrize("row", RENAMED, ids=lambda row: f"{row[0]}.{row[1]}")
 def test_old_and_new_names_exist(row):
     theirs, old, ours, new = row
-    find(theirs, old)
-    for name in new:
-        find(ours, name)
-        assert name.partition(".")[0] in importlib.import_module(ours).__all__, name
+    find(f"{theirs}.{old}")
+    for path in (f"{ours}.{name}" for name in new):
+        find(path)
+        package, public, *_ = path.split(".")
+        assert public in importlib.import_module(package).__all__, path
 
 
 @pytest.mark.parametrize("module", sorted({theirs for theirs, _, _, _ in RENAMED} - PARTLY))
