@@ -50,7 +50,7 @@ def _fx_traces_sizes_and_devices() -> bool:
 
 
 def skip_what_fx_cannot_trace(why: str) -> None:
-    """Skip if tracing failed by what torch.fx learnt after 2.6: torch.ones and others of proxies."""
+    """Skip if tracing failed by what torch.fx learnt after 2.6: proxies in ``torch.ones`` etc."""
     if ("Proxy" in why or "Attribute" in why) and not _fx_traces_sizes_and_devices():
         pytest.skip(
             "torch.fx of 2.6 cannot trace torch.ones and others of a tensor's size or device"
