@@ -24,7 +24,7 @@ from torch.package import PackageExporter, PackageImporter
 from torch.utils import _pytree as pytree
 
 from lazyfx_core import load_graph, save_graph
-from lazyfx_core.testing._root import Block, Inner
+from lazyfx_core.testing._builder import Block, Inner
 
 Door = Callable[..., Any]
 

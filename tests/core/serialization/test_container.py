@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from lazyfx_core import _container, _pieces
+from lazyfx_core import _container
 from lazyfx_core._container import read_container, read_structure, write_container
 from lazyfx_core._tensor_table import storable_dtypes
 from lazyfx_core.errors import GraphFormatError, SerializationError
@@ -197,7 +197,7 @@ def test_no_tensors_and_no_structure_make_a_file_too(path):
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_tensors_may_end_anywhere_in_a_piece(path, monkeypatch, extra):
-    monkeypatch.setattr(_pieces, "PIECE", 64)
+    monkeypatch.setattr(_container, "PIECE", 64)
     tensors = [torch.arange(64 + extra, dtype=torch.uint8), torch.arange(300), torch.ones(7)]
     back = round_trip(path, tensors)
     assert [facts(t) for t in back] == [facts(t) for t in tensors]

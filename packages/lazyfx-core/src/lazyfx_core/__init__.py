@@ -13,8 +13,14 @@ from ._codegen_stats import (
     assert_max_recompiles,
     recompile_stats,
 )
-from ._factory import get_graph_module_cls, make_graph_module, remove_seam, seam_installed
-from ._flags import force_skip_lazy_graph_module, use_lazy_graph_module
+from ._flags import (
+    force_skip_lazy_graph_module,
+    get_graph_module_cls,
+    make_graph_module,
+    remove_seam,
+    seam_installed,
+    use_lazy_graph_module,
+)
 from ._graph_hash import graph_hash
 from ._graph_module import LazyGraphModule, require_graph_module
 from ._meta import serialization_options

@@ -25,7 +25,6 @@ from torch import fx, nn
 from torch.fx.graph import CodeGen
 
 from . import _codegen_stats, _construct, _package, _pickle, _verify
-from ._deferred import DEFERRED_GRAPH
 from ._forward import GENERATION_LOCK, STALE_CALL, STALE_FORWARD, DynamoTap, GeneratedField
 from ._generation import (
     bring_up_to_date,
@@ -35,6 +34,7 @@ from ._generation import (
     set_torch_recompile,
 )
 from ._instance_class import (
+    DEFERRED_GRAPH,
     ClassPool,
     State,
     finalizer,

@@ -13,6 +13,13 @@ been looked at, which is the life of most intermediate modules of a pass pipelin
 history then: no generated code, hence nothing compiled by Dynamo or scripted. It is used only if by
 then the module is gone for good, nobody else holds the class (counted references and weak
 references, the latter being how Dynamo's guards hold classes) and nobody changed it.
+
+**A loaded graph** is built when somebody looks at it. Loading a module only to run code that a
+cache holds for it, or to ask for its parameters, should not pay for its nodes. While nobody has
+looked, the class of the module holds a descriptor where ``_graph`` is read; the key stays in the
+instance's dictionary, as for generated code. The first look builds the graph, once, under the lock
+that generation takes, and takes the descriptor away. If building fails, the error surfaces at every
+look and the module stays as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +33,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from ._forward import GENERATION_LOCK
 from ._torch_fx import inside_dynamo
+from .errors import LazyFxError, SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -274,3 +283,44 @@ def _hold(
     for weak in weak_references(cls):
         counts.append(references(weak))
     return counts
+
+
+class _DeferredGraph:
+    """Reads and writes of ``_graph`` while it has not been built."""
+
+    def __get__(self, module: LazyGraphModule | None, owner: type | None = None) -> Any:
+        if module is None:
+            return self
+        with GENERATION_LOCK:
+            graph = module.__dict__["_graph"]
+            deferred = type(module).__lazyfx__.deferred
+            if graph is None and deferred is not None:
+                try:
+                    graph = deferred.build(module)
+                except LazyFxError:
+                    raise
+                except Exception as error:  # an AttributeError would vanish in nn.Module
+                    raise SerializationError(
+                        f"the stored graph of {type(module).__name__!r} cannot be built: "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+                graph.owning_module = module
+                self._settle(module, graph)
+            return graph
+
+    def __set__(self, module: LazyGraphModule, graph: fx.Graph) -> None:
+        with GENERATION_LOCK:
+            self._settle(module, graph)
+
+    def _settle(self, module: LazyGraphModule, graph: fx.Graph) -> None:
+        module.__dict__["_graph"] = graph
+        cls = type(module)
+        for owned in own_classes(cls):
+            if vars(owned).get("_graph") is self:
+                delattr(owned, "_graph")
+            own = vars(owned).get("__lazyfx__")
+            if own is not None:
+                own.deferred = None
+
+
+DEFERRED_GRAPH = _DeferredGraph()

@@ -13,9 +13,8 @@ Needs hypothesis: ``python -m pip install 'lazyfx-core[testing]'``. Importing it
 from . import _requirements  # isort: skip  # noqa: F401  # fails first, and says what to install
 from ._case import GraphCase
 from ._diff import assert_graphs_equal, graph_diff
-from ._edits import Edit, apply_edit, edits
+from ._edits import Edit, InvalidEdit, apply_edit, broken, edits, invalid_edits
 from ._graphs import graph_cases
-from ._invalid import InvalidEdit, broken, invalid_edits
 from ._machine import GraphModuleMachine
 
 __all__ = [

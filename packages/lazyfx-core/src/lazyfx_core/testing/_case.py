@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from lazyfx_core._graph_module import LazyGraphModule
 
-from ._torch_codegen import copy_codegen, tree_leaves, tree_map
+from ._torch_values import copy_codegen, tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

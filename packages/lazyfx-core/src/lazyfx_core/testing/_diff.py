@@ -20,7 +20,7 @@ from lazyfx_core._structure import describe
 from lazyfx_core.errors import NotAGraphModuleError
 
 from ._text import show
-from ._torch_codegen import describe_codegen
+from ._torch_values import describe_codegen
 from ._values import Values
 
 if TYPE_CHECKING:

@@ -4,10 +4,15 @@ An :class:`Edit` names no node. It says what to do and counts into the places wh
 done, so it fits any graph, means the same on equal graphs, and shrinks to small numbers. The
 edited graph is always valid (``Graph.lint`` passes). Made for the graphs of ``graph_cases``, which
 then still run save for a few, such as a parameter that is now written to; compare what they raise.
+
+An :class:`InvalidEdit` makes a graph invalid, and can be undone exactly. torch generates code from
+such graphs without a word, and the code fails with a ``NameError`` at best. Each kind is one that
+:func:`lazyfx_core.check_graph` names.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +23,154 @@ from torch import fx
 from lazyfx_core._structure import describe
 from lazyfx_core.errors import NotAGraphModuleError
 
-from . import _recipes
-from ._invalid import InvalidEdit, make_invalid
+from . import _builder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-_UNARY = (*_recipes.UNARY_FUNCTIONS, *_recipes.UNARY_METHODS)
-_BINARY = (*_recipes.BINARY_FUNCTIONS, *_recipes.BINARY_METHODS)
-_INPLACE = (*_recipes.INPLACE_OPERATORS, *_recipes.INPLACE_METHODS)
+    Broken = tuple[str, Callable[[], None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvalidEdit:
+    """One change that makes a graph invalid.
+
+    Attributes:
+        kind: ``foreign_argument``, ``erased_argument``, ``use_before_definition``,
+            ``unknown_target`` or ``unknown_op``.
+        place: Which of the nodes where this can be done, counted round.
+    """
+
+    kind: str
+    place: int
+
+
+def invalid_edits() -> st.SearchStrategy[InvalidEdit]:
+    """Changes that make a graph invalid; apply with ``apply_edit`` or :func:`broken`."""
+    return st.builds(InvalidEdit, kind=st.sampled_from(tuple(_KINDS)), place=st.integers(0, 15))
+
+
+@contextmanager
+def broken(graph: fx.Graph, edit: InvalidEdit) -> Iterator[str]:
+    """Make ``graph`` invalid inside the block and mend it exactly at its end.
+
+    Args:
+        graph: Changed in place; at the end it has the same nodes, in the same order, with the
+            same arguments. The module that owns it is not told, either time.
+        edit: What to do.
+
+    Yields:
+        What was done, naming the node.
+
+    Raises:
+        ValueError: ``edit`` is of a kind that does not exist.
+    """
+    description, repair = make_invalid(graph, edit)
+    try:
+        yield description
+    finally:
+        repair()
+
+
+def make_invalid(graph: fx.Graph, edit: InvalidEdit) -> Broken:
+    """Apply ``edit``. Returns what was done and the function that undoes it."""
+    if edit.kind not in _KINDS:
+        raise ValueError(
+            f"an InvalidEdit has one of the kinds {', '.join(_KINDS)}, got {edit.kind!r}"
+        )
+    return _KINDS[edit.kind](graph, edit.place)
+
+
+def _foreign_argument(graph: fx.Graph, place: int) -> Broken:
+    return _replace_an_argument(
+        graph, place, lambda user: fx.Graph().placeholder("foreign"), "a node of another graph"
+    )
+
+
+def _erased_argument(graph: fx.Graph, place: int) -> Broken:
+    def erased(user: fx.Node) -> fx.Node:
+        with graph.inserting_before(user):
+            node = graph.create_node("get_attr", "erased", name="erased")
+        graph.erase_node(node)
+        return node
+
+    return _replace_an_argument(graph, place, erased, "an erased node")
+
+
+def _replace_an_argument(
+    graph: fx.Graph, place: int, make: Callable[[fx.Node], fx.Node], what: str
+) -> Broken:
+    edges = [(user, argument) for user in graph.nodes for argument in user.all_input_nodes]
+    if not edges:
+        return _unknown_op(graph, place)
+    user, old = edges[place % len(edges)]
+    new = make(user)
+    user.replace_input_with(old, new)
+
+    def repair() -> None:
+        user.replace_input_with(new, old)
+
+    return f"{user.name!r} uses {what} instead of {old.name!r}", repair
+
+
+def _use_before_definition(graph: fx.Graph, place: int) -> Broken:
+    edges = [
+        (user, argument)
+        for user in graph.nodes
+        for argument in user.all_input_nodes
+        if argument.op != "placeholder"
+    ]
+    if not edges:
+        return _erased_argument(graph, place)
+    user, argument = edges[place % len(edges)]
+    before = argument.prev
+    user.append(argument)
+
+    def repair() -> None:
+        before.append(argument)
+
+    return f"{argument.name!r} stands after its user {user.name!r}", repair
+
+
+def _unknown_target(graph: fx.Graph, place: int) -> Broken:
+    nodes = list(graph.nodes)
+    node = nodes[place % len(nodes)]
+    old = node.target
+    node.target = "not callable" if node.op == "call_function" else 7
+
+    def repair() -> None:
+        node.target = old
+
+    return f"{node.op} node {node.name!r} has the target {node.target!r}", repair
+
+
+def _unknown_op(graph: fx.Graph, place: int) -> Broken:
+    nodes = list(graph.nodes)
+    node = nodes[place % len(nodes)]
+    old = node.op
+    node.op = "call_nothing"
+
+    def repair() -> None:
+        node.op = old
+
+    return f"node {node.name!r} was a {old}, is a call_nothing", repair
+
+
+_KINDS: dict[str, Callable[[fx.Graph, int], Broken]] = {
+    "foreign_argument": _foreign_argument,
+    "erased_argument": _erased_argument,
+    "use_before_definition": _use_before_definition,
+    "unknown_target": _unknown_target,
+    "unknown_op": _unknown_op,
+}
+
+
+_UNARY = (*_builder.UNARY_FUNCTIONS, *_builder.UNARY_METHODS)
+_BINARY = (*_builder.BINARY_FUNCTIONS, *_builder.BINARY_METHODS)
+_INPLACE = (*_builder.INPLACE_OPERATORS, *_builder.INPLACE_METHODS)
 _FAMILIES: tuple[tuple[Any, ...], ...] = (
-    *(_recipes.UNARY_FUNCTIONS, _recipes.BINARY_FUNCTIONS, _recipes.INPLACE_OPERATORS),
-    *(_recipes.UNARY_METHODS, _recipes.BINARY_METHODS, _recipes.INPLACE_METHODS),
+    *(_builder.UNARY_FUNCTIONS, _builder.BINARY_FUNCTIONS, _builder.INPLACE_OPERATORS),
+    *(_builder.UNARY_METHODS, _builder.BINARY_METHODS, _builder.INPLACE_METHODS),
 )
 _INSERTED = (torch.neg, torch.sin, torch.sigmoid, torch.abs)
 _CONSTANTS = (0.25, 4, -1.0, 0)
@@ -190,7 +331,7 @@ def _is_unused(node: fx.Node) -> bool:
 
 def _is_swappable(node: fx.Node) -> bool:
     return (
-        (_in(node, _recipes.BINARY_FUNCTIONS) or _in(node, _recipes.BINARY_METHODS))
+        (_in(node, _builder.BINARY_FUNCTIONS) or _in(node, _builder.BINARY_METHODS))
         and len(node.args) == 2
         and all(isinstance(argument, fx.Node) for argument in node.args)
         and node.args[0] is not node.args[1]

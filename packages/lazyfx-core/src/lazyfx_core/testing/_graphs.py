@@ -13,11 +13,10 @@ import torch
 from hypothesis import strategies as st
 from torch import fx
 
-from . import _recipes
-from ._builder import Builder, Value
+from . import _builder
+from ._builder import Builder, Value, make_root, pattern
 from ._case import GraphCase
-from ._root import make_root, pattern
-from ._torch_codegen import give_pytree_signature
+from ._torch_values import give_pytree_signature
 
 
 def graph_cases(
@@ -58,19 +57,19 @@ def graph_cases(
     """
     if isinstance(max_nodes, bool) or not isinstance(max_nodes, int) or max_nodes < 1:
         raise ValueError(f"graph_cases(max_nodes=...) takes a positive int, got {max_nodes!r}")
-    recipes: list[Any] = [*_recipes.PURE]
+    recipes: list[Any] = [*_builder.PURE]
     if mutation:
-        recipes += [*_recipes.MUTATING]
+        recipes += [*_builder.MUTATING]
     if submodules:
-        recipes += [*_recipes.MODULES]
+        recipes += [*_builder.MODULES]
     if submodules and mutation:
-        recipes += [*_recipes.STATEFUL_MODULES]
+        recipes += [*_builder.STATEFUL_MODULES]
     if higher_order:
-        recipes += [*_recipes.HIGHER_ORDER]
+        recipes += [*_builder.HIGHER_ORDER]
     if randomness:
-        recipes += [*_recipes.RANDOM]
+        recipes += [*_builder.RANDOM]
     if randomness and submodules:
-        recipes += [*_recipes.RANDOM_MODULES]
+        recipes += [*_builder.RANDOM_MODULES]
     return _graph_cases(tuple(recipes), max_nodes, pytree)
 
 

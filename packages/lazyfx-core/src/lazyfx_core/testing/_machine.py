@@ -24,12 +24,10 @@ from lazyfx_core._graph_module import LazyGraphModule
 from lazyfx_core.errors import InvalidGraphError
 
 from ._case import GraphCase, clone_inputs, copy_graph
-from ._edits import Edit, apply_edit, edits
+from ._edits import Edit, InvalidEdit, apply_edit, broken, edits, invalid_edits
 from ._graphs import graph_cases
-from ._invalid import InvalidEdit, broken, invalid_edits
 from ._observers import ObserverSteps, comparable, step
-from ._outcome import assert_same_outcome, run, run_unseeded
-from ._pair import Pair, gives_the_same_every_time, is_stale
+from ._pair import Pair, assert_same_outcome, gives_the_same_every_time, is_stale, run, run_unseeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

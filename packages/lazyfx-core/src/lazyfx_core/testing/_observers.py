@@ -23,14 +23,12 @@ from torch import fx, nn
 from lazyfx_core._instance_class import user_class
 
 from ._diff import assert_graphs_equal
-from ._outcome import run
-from ._pair import assert_same_state, assert_same_tensors
+from ._pair import assert_same_state, assert_same_tensors, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._outcome import Outcome
-    from ._pair import Pair
+    from ._pair import Outcome, Pair
 
     _Step = TypeVar("_Step", bound=Callable[..., None])
 

@@ -1,12 +1,24 @@
-"""Values as short text, for a diff. Generates no code, whatever graph modules are inside.
+"""Values as short text, and what they hold, for a diff.
 
-``repr`` is asked for values that cannot hold a graph module only: the ``repr`` of a data class
-would print one, and the text of a graph module is its generated code.
+Nothing here generates code, whatever graph modules are inside. ``repr`` is asked for values that
+cannot hold a graph module only: the ``repr`` of a data class would print one, and the text of a
+graph module is its generated code.
+
+:func:`parts` says what an object holds that is neither a container nor a tensor. ``==`` of most
+classes is no help: it compares identity, or ``1`` with ``True``, or asks tensors for one truth
+value. So the attributes are compared, in ``__dict__`` and in slots, without those that only
+remember what was worked out from others (``functools.cached_property``). A class that says itself
+how its objects are rebuilt (``__reduce__``: dates, paths, deques, partial functions) is taken at
+its word instead. Only where neither is possible is ``==`` left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import functools
+import inspect
+import types
 from collections import deque
 from itertools import islice
 from typing import Any
@@ -14,8 +26,59 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ._objects import fields
-from ._torch_values import describe_tensor
+from ._torch_values import cached_fields, describe_tensor
+
+
+def fields(value: object) -> dict[str, Any]:
+    """Attributes in ``__dict__`` and slots, except what is cached in them. Runs no user code."""
+    cls = type(value)
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for name, member in vars(base).items():
+            if isinstance(member, types.MemberDescriptorType):
+                try:
+                    found[name] = member.__get__(value, cls)
+                except AttributeError:
+                    continue  # a slot nobody filled
+    with contextlib.suppress(AttributeError):
+        found.update(object.__getattribute__(value, "__dict__"))
+    cached = cached_fields(cls)
+    return {
+        name: item for name, item in found.items() if name not in cached and not _cached(cls, name)
+    }
+
+
+def parts(value: object) -> tuple[Any, ...] | dict[str, Any] | None:
+    """What two objects of one class have to agree in; None if only ``==`` can tell.
+
+    Returns:
+        A dictionary of attributes, in no order that means anything, or the parts that rebuild the
+        object.
+    """
+    cls = type(value)
+    rebuilds = (
+        cls.__reduce_ex__ is not object.__reduce_ex__ or cls.__reduce__ is not object.__reduce__
+    )
+    try:
+        if not rebuilds and getattr(cls, "__getstate__", None) is not object.__getstate__:
+            return fields(value)
+        reduced: Any = value.__reduce_ex__(4)
+    except Exception:
+        return None  # it holds something that Python cannot see, or must not be rebuilt
+    if not rebuilds:
+        return fields(value)
+    if isinstance(reduced, str):
+        return None  # something global, of which there is one
+    # Contents come as iterators, which are used up by looking.
+    return tuple(
+        list(item) if index in (3, 4) and item is not None else item
+        for index, item in enumerate(reduced)
+    )
+
+
+def _cached(cls: type, name: str) -> bool:
+    return isinstance(inspect.getattr_static(cls, name, None), functools.cached_property)
+
 
 LONGEST = 100
 """Of how many characters a text has at most."""

@@ -11,7 +11,7 @@ By type and value, all the way down:
   elements; they agree in storage offset and in being a parameter. Symbolic sizes and numbers agree
   when their expressions read the same, since comparing them would add guards.
 - Classes, functions, operators and modules of Python are compared by identity, any other object by
-  what it holds (:mod:`._objects`).
+  what it holds (:mod:`._text`).
 - Graphs and graph modules inside are handed back, to be compared as graphs.
 
 Values may contain themselves, and be nested as deep as memory allows: pairs of values wait in a
@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from ._objects import fields, parts
-from ._text import kind_of, show, show_typed
+from ._text import fields, kind_of, parts, show, show_typed
 from ._torch_values import (
     OPERATORS,
     SYMBOLIC,
