@@ -13,7 +13,6 @@ from peephole import GraphCache, _passes
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.fx.experimental.proxy_tensor import make_fx
-from transformers import ViTConfig, ViTForImageClassification
 
 from lazyfx_compilers import MetadataMismatchError, UnknownOptionError
 from lazyfx_core import LazyGraphModule, recompile_stats
@@ -69,6 +68,8 @@ def test_without_dynamo_too(options):
 
 
 def test_a_vision_transformer_of_transformers_infers_and_trains():
+    from transformers import ViTConfig, ViTForImageClassification
+
     config = ViTConfig(
         hidden_size=32,
         num_hidden_layers=2,

@@ -10,6 +10,7 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from lazyfx_compilers import find_dumps, load_dump
@@ -29,11 +30,11 @@ BACKENDS = {
 }
 
 
-def bert(dropout):
+def bert(dropout, layers=2):
     config = BertConfig(
         vocab_size=97,
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=32,
@@ -43,12 +44,12 @@ def bert(dropout):
     return BertForSequenceClassification(config)
 
 
-def gpt2(dropout):
+def gpt2(dropout, layers=2):
     config = GPT2Config(
         vocab_size=97,
         n_positions=32,
         n_embd=32,
-        n_layer=2,
+        n_layer=layers,
         n_head=2,
         resid_pdrop=dropout,
         embd_pdrop=dropout,
@@ -58,24 +59,24 @@ def gpt2(dropout):
     return GPT2LMHeadModel(config)
 
 
-def batch(make, seed):
+def batch(model, seed):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 97, (3, 16), generator=generator)
-    if make is gpt2:
+    if isinstance(model, GPT2LMHeadModel):
         return {"input_ids": tokens, "labels": tokens}
     mask = torch.ones_like(tokens)
     mask[1, 11:] = 0
     return {"input_ids": tokens, "attention_mask": mask, "labels": torch.tensor([0, 1, 1])}
 
 
-def train(model, called, make):
+def train(model, called):
     """Three steps; the losses. ``called`` is the model or what was compiled of it."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-4)
     losses = []
     for step in range(3):
         torch.manual_seed(step)
-        loss = called(**batch(make, step)).loss
+        loss = called(**batch(model, step)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -83,20 +84,22 @@ def train(model, called, make):
     return torch.stack(losses)
 
 
-def assert_trains_as_eager(make, dropout, backend, options):
+def assert_trains_as_eager(make, backend, options):
     torch.manual_seed(0)
-    eager = make(dropout)
+    eager = make()
     model = copy.deepcopy(eager)
     before = copy.deepcopy(eager.state_dict())
-    expected = train(eager, eager, make)
-    seen = train(model, torch.compile(model, backend=backend, options=options), make)
+    expected = train(eager, eager)
+    counters.clear()
+    seen = train(model, torch.compile(model, backend=backend, options=options))
+    assert counters["stats"]["unique_graphs"] >= 1
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=0)
     moved = 0
     for name, parameter in eager.named_parameters():
         difference = (model.get_parameter(name) - parameter).abs().max().item()
         assert difference <= 2e-5, name
         moved += not torch.equal(parameter, before[name])
-    assert moved > 20  # else nothing was trained, and everything agrees
+    assert moved > 15  # else nothing was trained, and everything agrees
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -106,7 +109,7 @@ def test_three_steps_of_training_are_those_of_eager(make, dropout, backend, tmp_
     options = BACKENDS[backend]
     if backend == "lazyfx_dump":
         options = {"folder": str(tmp_path)}
-    assert_trains_as_eager(make, dropout, backend, options)
+    assert_trains_as_eager(lambda: make(dropout), backend, options)
     if backend == "lazyfx_dump":
         (dump,) = find_dumps(tmp_path)
         assert {graph.phase for graph in load_dump(dump)} >= {"forward", "backward"}
@@ -114,4 +117,4 @@ def test_three_steps_of_training_are_those_of_eager(make, dropout, backend, tmp_
 
 @pytest.mark.parametrize("make", [bert, gpt2])
 def test_three_steps_through_inductor_are_those_of_eager(make):
-    assert_trains_as_eager(make, 0.0, "lazyfx_fusion", None)
+    assert_trains_as_eager(lambda: make(0.0, layers=1), "lazyfx_fusion", None)
