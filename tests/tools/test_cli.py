@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lazyfx_cli
 from lazyfx_cli import cli, main
@@ -391,6 +392,46 @@ def test_html_writes_one_page_of_one_dump_or_of_two(dumps, tmp_path):
     text = file.read_text()
     assert "old/000_forward" in text
     assert "new/000_forward" in text
+
+
+class Calls(TorchDispatchMode):
+    """Notes every operator that runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "runs"),
+    [
+        ("ls", (), False),
+        ("show", (), False),
+        ("show", ("--code",), False),
+        ("show", ("--nodes",), False),
+        ("inputs", (), False),
+        ("diff", (), False),
+        ("html", (), False),
+        ("html", ("--times",), True),
+        ("replay", (), True),
+    ],
+)
+def test_a_command_runs_a_graph_only_where_the_help_says_so(
+    dumps, forward, tmp_path, command, options, runs
+):
+    paths = {"ls": dumps[:1], "diff": dumps[1:]}.get(command, [forward])
+    if command == "html":
+        options += ("-o", tmp_path / "page.html")
+    with Calls() as calls:
+        run(command, *paths, *options, status=1 if command == "diff" else 0)
+    assert (torch.ops.aten.cos.default in calls.seen) is runs
+    named = " ".join([command, *(each for each in options if each == "--times")])
+    exceptions = re.search(r"except that (.*) run its graphs", " ".join(run("--help").split()))[1]
+    assert (named in re.split(", | and ", exceptions)) is runs
 
 
 def test_minify_finds_the_call_that_a_compiler_gets_wrong(forward, tmp_path, monkeypatch):

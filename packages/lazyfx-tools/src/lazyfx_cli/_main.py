@@ -105,8 +105,8 @@ def _as_failure(error: Exception) -> Failure:
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0 all is well, 1 a difference, mismatch or fault was found, 2 wrong "
     "usage, 3 a dump cannot be read or must not be trusted, 4 something else failed, 130 "
-    "interrupted. Nothing that a dump holds is executed, except that replay and minify run its "
-    "graphs, whose operators are torch's or in --allow.",
+    "interrupted. Nothing that a dump holds is executed, except that replay, minify and "
+    "html --times run its graphs, whose operators are torch's or in --allow.",
 )
 @click.version_option(package_name="lazyfx-tools", prog_name="lazyfx")
 @click.option("--traceback", is_flag=True, help="Show where an error came from.")
