@@ -147,7 +147,7 @@ def build(session: nox.Session) -> None:
     session.run("python", "tests/integration/smoke.py")
 
 
-@nox.session(reuse_venv=False)
+@nox.session(tags=["ci"], reuse_venv=False)
 def downstream(session: nox.Session) -> None:
     """What others build on it, on built wheels: a backend of theirs, transformers, torchao."""
     wheels = _build_wheels(session, *SIBLINGS)
@@ -252,7 +252,7 @@ def bench(session: nox.Session) -> None:
         session.run("python", str(script.relative_to(ROOT)), *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def docs(session: nox.Session) -> None:
     """The documentation into docs/_build/html; warnings are errors."""
     session.install(

@@ -95,6 +95,19 @@ def test_a_step_names_sessions_and_tags_that_the_noxfile_has(step):
                 assert name in sessions, name
 
 
+def test_the_tag_ci_is_what_a_pull_request_runs():
+    tagged = {
+        function.name
+        for function in ast.parse((ROOT / "noxfile.py").read_text()).body
+        if isinstance(function, ast.FunctionDef)
+        and any("tags=['ci']" in ast.unparse(one) for one in function.decorator_list)
+    }
+    jobs = WORKFLOWS["ci"]["jobs"]
+    steps = [*jobs["plan"]["steps"], *jobs["build"]["steps"]]
+    calls = [call for step in steps for call in nox_calls(step)]
+    assert tagged == {name for kind, names in calls for name in names if kind == "-s"}
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_what_comes_from_outside_is_no_part_of_a_script(step):
     assert "${{" not in step.get("run", "")
