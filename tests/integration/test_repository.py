@@ -102,6 +102,15 @@ __import__(sys.argv[1])
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_error_has_its_place_in_the_tree(name):
+    path = ROOT / f"packages/lazyfx-{name}/src/lazyfx_{name}/errors.py"
+    module = ast.parse(path.read_text())
+    classes = {node.name for node in module.body if isinstance(node, ast.ClassDef)}
+    assert classes
+    assert classes <= set(re.findall(r"\w+", ast.get_docstring(module)))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_readme_names_every_extra(name):
     readme = (ROOT / f"packages/lazyfx-{name}/README.md").read_text()
     for extra in extras(name):

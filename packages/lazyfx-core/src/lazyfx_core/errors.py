@@ -1,4 +1,4 @@
-"""Everything lazyfx raises on purpose.
+"""What lazyfx raises when a graph, a file or a call is not what it should be.
 
 ::
 
@@ -17,8 +17,10 @@
     DroppedMetadataWarning (UserWarning)       a module was stored without some of its metadata
 
 The other packages hang their own trees below :class:`LazyFxError`, so one ``except LazyFxError``
-catches every deliberate error of all of them. Each class also derives from the builtin a caller
-would expect, so code that catches ``TypeError`` keeps working.
+catches whatever goes wrong with a graph, a file or a call. Each class also derives from the builtin
+a caller would expect, so code that catches ``TypeError`` keeps working. A setting that makes no
+sense (a flag that is no bool, ``max_captures=0``) is a mistake in the program, and a plain
+``TypeError`` or ``ValueError``.
 """
 
 from __future__ import annotations

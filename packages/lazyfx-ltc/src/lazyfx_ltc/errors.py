@@ -1,13 +1,15 @@
-"""Everything lazyfx-ltc raises on purpose, besides what it passes on from lazyfx-core.
+"""What lazyfx-ltc raises on purpose, besides what it passes on from lazyfx-core.
 
 ::
 
     LazyFxError                                 (lazyfx_core.errors)
     └── LtcError                                base of this package
         ├── SessionError (RuntimeError)         torch's lazy backend cannot be had as asked for
+        ├── OptionError (ValueError)            an option or mode of the backend is unknown
         ├── InputError (TypeError, ValueError)  an example input is not what capture can take
         ├── CaptureError (RuntimeError)         the model cannot be captured faithfully
         │   ├── FallbackError                   the backend has no kernel for some operators
+        │   ├── ProgramError                    an operator of a program failed while it ran
         │   └── HostReadError                   the model reads a tensor's value while it runs
         └── GuardError (TypeError, ValueError)  a call does not fit what was captured
             ├── FrozenError                     a frozen weight has changed
