@@ -3,7 +3,7 @@
 Generated code depends on op, target, arguments, name and type of every node, on their order, and
 on the code generator. fx replaces these objects when a graph is edited and never changes them in
 place (arguments are immutable containers), so comparing identities is enough: the same objects in
-the same order make the same code. It costs about a fiftieth of generating. Who reaches around fx
+the same order make the same code. It costs about a fortieth of generating. Who reaches around fx
 (``dict.__setitem__`` on an immutable container, a function that is renamed) is not noticed.
 
 The snapshot is kept by the graph, see :class:`~lazyfx_core._instance_class.Generated`.
