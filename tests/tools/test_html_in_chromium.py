@@ -245,7 +245,7 @@ def test_the_overview_lists_graphs_differences_and_environment(browser, page):
 
 def test_every_view_opens_from_disk_without_an_error_or_a_request(browser, page):
     for view, expected in (
-        ("graph", "Colour by"),
+        ("graph", "Color by"),
         ("code", "torch.ops.aten.mm.default"),
         ("tensors", "13 values"),
         ("memory", "in use at step"),

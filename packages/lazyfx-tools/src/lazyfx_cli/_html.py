@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where to write the page.",
 )
-@click.option("--times", is_flag=True, help="Run the graphs and colour nodes by time.")
+@click.option("--times", is_flag=True, help="Run the graphs and color nodes by time.")
 @click.option("--open", "show_it", is_flag=True, help="Open it in a browser.")
 @allow_option
 def html(

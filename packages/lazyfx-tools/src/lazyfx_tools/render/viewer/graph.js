@@ -292,7 +292,7 @@ function graphView(graph, app) {
   const button = (label, title, onclick) => element("button", { title, onclick }, label);
   const toolbar = element("div", { class: "toolbar" },
     search.element,
-    element("label", {}, "Colour by ", colours),
+    element("label", {}, "Color by ", colours),
     element("span", { class: "group" },
       button("Open a level", "Open the outermost closed modules", openOneLevel),
       button("Open all", "Open every module", () => openAll(() => true)),
