@@ -262,6 +262,20 @@ def test_which_of_equal_calls_is_which_is_told_by_what_is_made_of_them(nodes, re
         assert diff.identical, f"seed {seed}: {diff}\n{gm.code}"
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_of_thousands_of_equal_calls_one_less_is_one_removed_node(used):
+    def calls(count):
+        graph = fx.Graph()
+        x = graph.placeholder("x")
+        results = tuple(graph.call_function(torch.sin, (x,)) for _ in range(count))
+        graph.output(results if used else x)
+        return fx.GraphModule({}, graph)
+
+    diff = diff_graphs(calls(5000), calls(4999))
+    assert reported(diff) == {"changed": int(used), "added": 0, "removed": 1}
+    assert not diff.rewired
+
+
 def test_symbolic_sizes_with_other_names_are_no_difference():
     def f(x, y):
         return (x @ y).reshape(-1) * (x.shape[0] + 2 * y.shape[1])

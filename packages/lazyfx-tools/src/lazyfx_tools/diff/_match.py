@@ -20,7 +20,7 @@ from ._align import align
 from ._sources import pair_attributes, pair_placeholders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     from ._nodes import Side
 
@@ -193,24 +193,30 @@ class Matching:
 
     def _same_from_above(self, i: int, j: int) -> None:
         """Match users that do the same with matched inputs, those used in the same way first."""
-        waiting: dict[Hashable, list[int]] = defaultdict(list)
-        for user, _ in self.new.rows[j].users:
-            sources = [slot[2] for slot in self.new.rows[user].slots]
-            if self.old_of[user] < 0 and all(self.old_of[each] >= 0 for each in sources):
-                waiting[self.new.rows[user].label, tuple(sources)].append(user)
-        if not waiting:
-            return
-        for numbers in (*self._twins, None):
-            for user, _ in self.old.rows[i].users:
-                if self.new_of[user] >= 0:
-                    continue
-                sources = [self.new_of[slot[2]] for slot in self.old.rows[user].slots]
-                for each in waiting.get((self.old.rows[user].label, tuple(sources)), ()):
-                    if self.old_of[each] < 0 and (
-                        numbers is None or numbers[0][user] == numbers[1][each]
-                    ):
-                        self._match(user, each)
-                        break
+        mine = self._free_users(self.old, i, self.new_of, self.new_of)
+        theirs = self._free_users(self.new, j, self.old_of, range(len(self.new)))
+        for numbers in (*self._twins, None) if mine and theirs else ():
+            waiting: dict[Hashable, deque[int]] = defaultdict(deque)
+            for user, key in theirs:
+                if self.old_of[user] < 0:
+                    waiting[key, numbers and numbers[1][user]].append(user)
+            for user, key in mine:
+                if self.new_of[user] < 0:
+                    others = waiting.get((key, numbers and numbers[0][user]))
+                    if others:
+                        self._match(user, others.popleft())
+
+    def _free_users(
+        self, side: Side, row: int, taken: list[int], names: Sequence[int]
+    ) -> list[tuple[int, Hashable]]:
+        """Unmatched users whose inputs all are matched, with what they do with which of those."""
+        found: list[tuple[int, Hashable]] = []
+        for user in dict.fromkeys(user for user, _ in side.rows[row].users):
+            slots = side.rows[user].slots
+            if taken[user] < 0 and all(taken[source] >= 0 for _, _, source in slots):
+                key = (side.rows[user].label, tuple(names[source] for _, _, source in slots))
+                found.append((user, key))
+        return found
 
     def _users(self, i: int, j: int, key: Callable[[Any], Hashable]) -> list[tuple[int, int]]:
         """Unmatched users of two rows that are the only ones of their kind."""
