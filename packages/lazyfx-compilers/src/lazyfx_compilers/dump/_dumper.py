@@ -26,7 +26,7 @@ from lazyfx_compilers._types import require_graph
 from lazyfx_compilers.errors import NotCompilableError, UnknownOptionError
 from lazyfx_compilers.nop import nop
 
-from ._graphs import operator_counts, readable_code
+from ._graphs import operator_counts, output_names, readable_code
 from ._recording import has_integer_tensor, recording_first_run
 from ._schema import CODE, GRAPH, INPUTS
 from ._specs import InputSpec, describe_inputs, encode_specs
@@ -236,7 +236,7 @@ class GraphDumper:
         written = None
         if compilation is not None:
             written = self._write(gm, example_inputs, phase, compilation)
-        names = _output_names(gm)
+        names = output_names(gm)
         compiled = compiler(gm, example_inputs)
         if written is None or self._example_inputs == "none":
             return compiled
@@ -322,11 +322,3 @@ def _describe(gm: fx.GraphModule, inputs: Sequence[Any]) -> tuple[InputSpec, ...
         return specs
     # torch tells no inputs when it splits the joint graph of an invoke_subgraph
     return describe_inputs(names, [node.meta.get("val") for node in placeholders])
-
-
-def _output_names(gm: fx.GraphModule) -> list[str]:
-    output = next((node for node in reversed(gm.graph.nodes) if node.op == "output"), None)
-    leaves, _ = _torch_aot.tree_flatten(output.args[0] if output is not None else ())
-    return [
-        each.name if isinstance(each, fx.Node) else f"output_{i}" for i, each in enumerate(leaves)
-    ]

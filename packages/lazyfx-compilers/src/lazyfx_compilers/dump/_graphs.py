@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lazyfx_compilers import _torch_debug
+from torch import fx
 
-if TYPE_CHECKING:
-    from torch import fx
+from lazyfx_compilers import _torch_aot, _torch_debug
 
 
 def readable_code(gm: fx.GraphModule) -> str:
@@ -28,3 +27,12 @@ def operator_counts(gm: fx.GraphModule) -> dict[str, int]:
         if node.op.startswith("call_")
     )
     return dict(counts.most_common())
+
+
+def output_names(gm: fx.GraphModule) -> list[str]:
+    """Names for the outputs: the nodes that make them, or ``output_3``."""
+    output = next((node for node in reversed(gm.graph.nodes) if node.op == "output"), None)
+    leaves, _ = _torch_aot.tree_flatten(output.args[0] if output is not None else ())
+    return [
+        each.name if isinstance(each, fx.Node) else f"output_{i}" for i, each in enumerate(leaves)
+    ]

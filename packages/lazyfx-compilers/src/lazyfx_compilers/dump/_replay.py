@@ -17,6 +17,7 @@ from lazyfx_compilers.nop import nop
 
 from . import _environment
 from ._comparison import Comparison, Results, same_bits
+from ._graphs import output_names
 from ._inputs import make_values
 from ._schema import DATA, OUTPUTS, RESULTS, read_json
 from ._specs import decode_specs, describe_inputs
@@ -232,12 +233,15 @@ def _results(
     graph: DumpedGraph, seed: int, compiler: FxCompiler | None, device: str | None
 ) -> Results:
     inputs = graph.inputs(seed=seed, device=device)
-    run = _compiled(graph, inputs, compiler, device)
+    gm = _flat(graph.module(device=device))
+    names = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
+    names += output_names(gm)
+    run = as_boxed((compiler or nop)(gm, inputs), "replay")
     with _as_recorded(_random_state(graph, seed), inputs):
         outputs, _ = _torch_aot.tree_flatten(run(list(inputs)))
     leaves, _ = _torch_aot.tree_flatten(inputs)
     values = [*leaves, *outputs]
-    return Results(specs=describe_inputs([], values), values=values)
+    return Results(specs=describe_inputs(names, values), values=values)
 
 
 def _times(
