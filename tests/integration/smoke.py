@@ -1,4 +1,4 @@
-"""Run by ``nox -s build`` in an environment that holds nothing but the built wheels."""
+"""Run by ``nox -s build`` where nothing but the built wheels, torch and numpy was installed."""
 
 from importlib.metadata import entry_points, version
 
@@ -23,8 +23,13 @@ replayed = lazyfx_ltc.extract_compiled_graph(gm, (x,))
 torch.testing.assert_close(replayed(x), x.relu() + 1)
 torch.testing.assert_close(lazyfx_compilers.nop(gm, [x])([x]), x.relu() + 1)
 assert lazyfx_tools.diff_graphs(gm, gm).identical
-assert "lazyfx" in {point.name for point in entry_points(group="console_scripts")}
-names = {point.name for point in entry_points(group="torch_dynamo_backends")}
-assert {"lazyfx_nop", "lazyfx_ts", "lazyfx_fusion", "lazyfx_debug", "lazyfx_dump"} <= names, names
+(command,) = entry_points(group="console_scripts", name="lazyfx")
+assert command.load()(["--version"]) == 0
+points = entry_points(group="torch_dynamo_backends")
+backends = {point.name: point.load() for point in points if point.name.startswith("lazyfx_")}
+assert backends.keys() == {
+    *("lazyfx_nop", "lazyfx_print", "lazyfx_ts", "lazyfx_fusion", "lazyfx_debug", "lazyfx_dump"),
+    "lazyfx_ltc",
+}, backends
 torch.testing.assert_close(torch.compile(gm, backend="lazyfx_nop")(x), x.relu() + 1)
 print("the built wheels work together")
