@@ -150,8 +150,9 @@ class _Comparison:
         """Results of two graphs that do not return as many: those that the other does not have."""
         mine = [source for _, _, source in self._old.rows[i].slots]
         theirs = [source for _, _, source in self._new.rows[j].slots]
-        gone = [self._old.name(p) for p in mine if self._matching.new_of[p] not in theirs]
-        come = [self._new.name(q) for q in theirs if self._matching.old_of[q] not in mine]
+        there = {*mine}, {*theirs}
+        gone = [self._old.name(p) for p in mine if self._matching.new_of[p] not in there[1]]
+        come = [self._new.name(q) for q in theirs if self._matching.old_of[q] not in there[0]]
         if not gone and not come:
             return [self._old.line(i), self._new.line(j)]
         return [

@@ -20,7 +20,7 @@ from ._align import align
 from ._sources import pair_attributes, pair_placeholders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable
 
     from ._nodes import Side
 
@@ -52,7 +52,7 @@ class Matching:
     """
 
     def __init__(self, old: Side, new: Side, inputs: list[tuple[int, int]]) -> None:
-        self.old, self.new = old, new
+        self.old, self.new = self._sides = old, new
         self.new_of, self.old_of = [-1] * len(old), [-1] * len(new)
         self.attributes = pair_attributes(old, new)
         self._strong: deque[tuple[int, int]] = deque()  # to look at the neighbours of
@@ -61,6 +61,9 @@ class Matching:
         self._classes = _classes(old, new)
         self._twins = [*_refined(old, new, self._classes), self._classes]  # the finest first
         self._free = tuple(Counter(each) for each in self._classes)
+        self._unmatched_slots = tuple([len(row.slots) for row in side.rows] for side in (old, new))
+        self._calls: tuple[dict[int, int], ...] = ({}, {})  # of rows whose inputs are matched
+        self._call_numbers: dict[Hashable, int] = {}
         for pair in inputs:
             self._match(*pair)
         self._unique_from_above()
@@ -112,6 +115,9 @@ class Matching:
         self.new_of[i], self.old_of[j] = j, i
         self._free[0][self._classes[0][i]] -= 1
         self._free[1][self._classes[1][j]] -= 1
+        for which, row in enumerate((i, j)):
+            for user, _ in self._sides[which].rows[row].users:
+                self._unmatched_slots[which][user] -= 1
         self._strong.append((i, j))
 
     def _is_free(self, i: int, j: int) -> bool:
@@ -193,30 +199,39 @@ class Matching:
 
     def _same_from_above(self, i: int, j: int) -> None:
         """Match users that do the same with matched inputs, those used in the same way first."""
-        mine = self._free_users(self.old, i, self.new_of, self.new_of)
-        theirs = self._free_users(self.new, j, self.old_of, range(len(self.new)))
+        mine, theirs = self._ready_users(0, i), self._ready_users(1, j)
         for numbers in (*self._twins, None) if mine and theirs else ():
             waiting: dict[Hashable, deque[int]] = defaultdict(deque)
-            for user, key in theirs:
+            for user, call in theirs:
                 if self.old_of[user] < 0:
-                    waiting[key, numbers and numbers[1][user]].append(user)
-            for user, key in mine:
+                    waiting[call, numbers and numbers[1][user]].append(user)
+            for user, call in mine:
                 if self.new_of[user] < 0:
-                    others = waiting.get((key, numbers and numbers[0][user]))
+                    others = waiting.get((call, numbers and numbers[0][user]))
                     if others:
                         self._match(user, others.popleft())
 
-    def _free_users(
-        self, side: Side, row: int, taken: list[int], names: Sequence[int]
-    ) -> list[tuple[int, Hashable]]:
-        """Unmatched users whose inputs all are matched, with what they do with which of those."""
-        found: list[tuple[int, Hashable]] = []
-        for user in dict.fromkeys(user for user, _ in side.rows[row].users):
-            slots = side.rows[user].slots
-            if taken[user] < 0 and all(taken[source] >= 0 for _, _, source in slots):
-                key = (side.rows[user].label, tuple(names[source] for _, _, source in slots))
-                found.append((user, key))
-        return found
+    def _ready_users(self, which: int, row: int) -> list[tuple[int, int]]:
+        """Unmatched users of which all inputs are matched, with a number for what they do."""
+        users = dict.fromkeys(user for user, _ in self._sides[which].rows[row].users)
+        taken = (self.new_of, self.old_of)[which]
+        return [
+            (user, self._call(which, user))
+            for user in users
+            if taken[user] < 0 and not self._unmatched_slots[which][user]
+        ]
+
+    def _call(self, which: int, row: int) -> int:
+        """A number, the same for what does the same with inputs that stand for each other."""
+        known = self._calls[which].get(row)
+        if known is None:
+            each = self._sides[which].rows[row]
+            sources = tuple(
+                self.new_of[source] if which == 0 else source for _, _, source in each.slots
+            )
+            known = self._call_numbers.setdefault((each.label, sources), len(self._call_numbers))
+            self._calls[which][row] = known
+        return known
 
     def _users(self, i: int, j: int, key: Callable[[Any], Hashable]) -> list[tuple[int, int]]:
         """Unmatched users of two rows that are the only ones of their kind."""
