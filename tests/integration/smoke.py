@@ -1,4 +1,4 @@
-"""Run by ``nox -s build`` where nothing but the built wheels, torch and numpy was installed."""
+"""Run by ``nox -s build`` on the built wheels, installed without extras."""
 
 from importlib.metadata import entry_points, version
 
