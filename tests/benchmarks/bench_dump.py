@@ -16,13 +16,11 @@ from interleave import medians, publish, show
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lazyfx_compilers import (
-    diff_graphs,
     dump_graphs,
     graph_dumper_aot,
-    graph_view,
     load_dump,
-    write_html,
 )
+from lazyfx_tools import diff_graphs, graph_view, write_html
 
 if TYPE_CHECKING:
     from torch import fx

@@ -124,3 +124,18 @@ def test_each_package_is_typed_and_licensed(name):
     assert (folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert project(name)["requires-python"] == ">=3.11"
     assert "torch>=2.6" in project(name)["dependencies"]
+
+
+NO_TEST_IMPORTS = sorted([*ROOT.glob("tests/benchmarks/*.py"), *ROOT.glob("docs/demo/*.py")])
+
+
+@pytest.mark.parametrize("path", NO_TEST_IMPORTS, ids=lambda path: path.stem)
+def test_what_a_script_imports_from_the_packages_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lazyfx_"):
+            for alias in node.names:
+                try:
+                    __import__(node.module, fromlist=[alias.name])
+                    assert hasattr(sys.modules[node.module], alias.name)
+                except (ImportError, AssertionError):
+                    pytest.fail(f"{node.module} has no {alias.name}")
