@@ -88,7 +88,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(tags=["ci"], reuse_venv=False)
 @nox.parametrize("package", list(SIBLINGS), ids=list(SIBLINGS))
 def isolated(session: nox.Session, package: str) -> None:
-    """One package's wheel with its declared dependencies only: its own tests, no siblings."""
+    """One package's wheel, what it declares, and the tools of its own tests: no other siblings."""
     wheels = _build_wheels(session, package, *SIBLINGS[package])
     session.install(f"torch=={DEFAULT_TORCH}", *TESTING, *wheels.values())
     absent = [name for name in SIBLINGS if name != package and name not in SIBLINGS[package]]

@@ -3,6 +3,7 @@
 First what is equal from above: the same operation on the same arguments, down from the inputs.
 Then what is demanded: the results stand for each other, so what computes them does, argument by
 argument, as long as it is the same operation; and the only user of a kind of a matched node, too.
+Which of several equal nodes is which is told by what is made of them (color refinement).
 What is left between matched nodes is aligned as a sequence. Last come nodes that have changed:
 neighbours tell which they are. Repeated layers stay in order, because weights, results and what
 was matched before pin them.
@@ -360,7 +361,7 @@ def _refined(old: Side, new: Side, classes: _Numbers) -> list[_Numbers]:
     """Numbers that tell rows of one class apart by what is made of them; the finest first.
 
     The coarsest looks down from a row to the results. What its users take besides is looked at in
-    the next, and so on, up and down, until nothing more is told apart (colour refinement).
+    the next, and so on, up and down, until nothing more is told apart (color refinement).
     """
     found: list[_Numbers] = []
     numbers, count = classes, len({*classes[0], *classes[1]})
