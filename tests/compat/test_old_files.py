@@ -7,18 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from lazyfx_compilers import load_dump
 from lazyfx_core import GraphFormatError, LazyGraphModule, graph_hash, load_graph
 
 HERE = Path(__file__).parent
-FILES = sorted((HERE / "files").iterdir())
+FILES = sorted(path for path in (HERE / "files").iterdir() if path.is_file())
+DUMPS = sorted(path for path in (HERE / "files").iterdir() if path.is_dir())
 assert FILES, "the files are kept in tests/compat/files"
+assert DUMPS, "the files are kept in tests/compat/files"
 
 
-def _written():
+def _writer():
     spec = importlib.util.spec_from_file_location("write_files", HERE / "write_files.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.graph()
+    return module
+
+
+def _written():
+    return _writer().graph()
 
 
 def _load(path):
@@ -64,3 +71,29 @@ def test_a_newer_file_is_refused_as_newer(tmp_path):
     (tmp_path / "new").write_bytes(content)
     with pytest.raises(GraphFormatError, match=r"9|newer"):
         load_graph(tmp_path / "new")
+
+
+@pytest.mark.parametrize("path", DUMPS, ids=lambda path: path.name)
+def test_a_dump_runs_again_and_gives_what_training_gives_today(path):
+    assert sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) < 40_000
+    writer = _writer()
+    x, weight = writer.inputs()
+    loss = writer.loss(x, weight)
+    loss.backward()
+    dump = load_dump(path)
+    _, forward, backward = dump
+    assert [graph.phase for graph in dump] == ["joint", "forward", "backward"]
+    for graph in (forward, backward):
+        replay = graph.replay()
+        assert (replay.reference, replay.bit_equal) == ("recorded", True)
+    assert any(torch.equal(one, loss) for one in forward.run())
+    assert any(one is not None and torch.equal(one, weight.grad) for one in backward.run())
+
+
+@pytest.mark.parametrize("path", DUMPS, ids=lambda path: path.name)
+def test_a_dump_says_which_lines_its_nodes_were(path):
+    _, forward, _ = load_dump(path)
+    (relu,) = forward.module().graph.find_nodes(
+        op="call_function", target=torch.ops.aten.relu.default
+    )
+    assert "in loss" in relu.meta["stack_trace"]

@@ -2,7 +2,8 @@
 
     python tests/compat/write_files.py 0.1.0
 
-``graph()`` stays as it is: the test builds it anew and compares.
+``graph()``, ``loss()`` and ``inputs()`` stay as they are: the tests build the graph anew, compute
+the loss and its gradient anew, and compare.
 """
 
 import pickle
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
+from lazyfx_compilers import dump_graphs
 from lazyfx_core import LazyGraphModule, save_graph
 
 FILES = Path(__file__).parent / "files"
@@ -54,14 +56,29 @@ def graph():
     return gm
 
 
+def loss(x, weight):
+    """What is trained; every torch and every machine computes it bit by bit alike.
+
+    It calls no Python function of torch, so that no path of a machine is among its lines.
+    """
+    return ((x * weight).relu().t()[1:] * 2).sum()
+
+
+def inputs():
+    """What the dumped training step was given: small integers, so that sums are exact."""
+    return torch.arange(-3.0, 3.0).view(2, 3), torch.tensor([1.0, -2.0, 4.0], requires_grad=True)
+
+
 def main(version):
-    """Write a pickle and an archive for this version."""
+    """Write a pickle, an archive and a dump for this version."""
     FILES.mkdir(exist_ok=True)
-    for name in (f"pickle-{version}.pkl", f"archive-{version}.safetensors"):
+    for name in (f"pickle-{version}.pkl", f"archive-{version}.safetensors", f"dump-{version}"):
         if (FILES / name).exists():
             raise SystemExit(f"{name} is there already: files of a version never change")
     (FILES / f"pickle-{version}.pkl").write_bytes(pickle.dumps(graph(), protocol=4))
     save_graph(graph(), FILES / f"archive-{version}.safetensors")
+    with dump_graphs(f"dump-{version}", FILES, example_inputs="data"):
+        torch.compile(loss, backend="aot_eager")(*inputs()).backward()
 
 
 if __name__ == "__main__":

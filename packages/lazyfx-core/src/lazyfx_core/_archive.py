@@ -105,6 +105,7 @@ def load_graph(
     allow: Iterable[Callable[..., Any] | type | str] = (),
     map_location: torch.device | str | None = None,
     check_tensors: bool = True,
+    warn: bool = True,
 ) -> fx.GraphModule:
     """Read what :func:`save_graph` wrote. Executes nothing, imports nothing.
 
@@ -116,6 +117,8 @@ def load_graph(
             methods that it may call, besides those of ``torch.Tensor``.
         map_location: Device for all tensors; by default each goes to where it was.
         check_tensors: Compare the tensors with their checksum, which reads all of them now.
+        warn: Say which metadata was left out because this torch does not have it, with one
+            :class:`DroppedMetadataWarning`.
 
     Returns:
         A :class:`LazyGraphModule`, stale, or a plain module with its code, as it was saved.
@@ -131,7 +134,11 @@ def load_graph(
         map_location=map_location,
         max_structure_bytes=largest_structure(path),
     )
-    return read_structure(text, tensors, allowed_by_name(allow))
+    reader = _reader(text, tensors, allowed_by_name(allow))
+    gm = reader.read()
+    if warn:
+        reader.warn(type(gm).__name__, stacklevel=3)
+    return gm
 
 
 def largest_structure(path: str | os.PathLike[str]) -> int:
@@ -139,10 +146,8 @@ def largest_structure(path: str | os.PathLike[str]) -> int:
     return min(MAX_STRUCTURE_BYTES, _SMALL_STRUCTURE + _EXPANSION * os.stat(path).st_size)
 
 
-def read_structure(
-    text: bytes, tensors: list[torch.Tensor], allowed: dict[str, Any]
-) -> fx.GraphModule:
-    """The module that the structure of an archive describes."""
+def _reader(text: bytes, tensors: list[torch.Tensor], allowed: dict[str, Any]) -> ModuleReader:
+    """What reads the module that the structure of an archive describes."""
     with collector_paused(len(text) // BYTES_OF_A_NODE):
         structure = from_json(text, "the structure")
     if type(structure) is not dict or type(structure.get("schema")) is not int:
@@ -152,4 +157,4 @@ def read_structure(
             f"schema {structure['schema']}, this lazyfx-core reads {SCHEMA}; load it with a newer "
             "lazyfx-core"
         )
-    return ModuleReader(structure, tensors, allowed).read()
+    return ModuleReader(structure, tensors, allowed)

@@ -26,7 +26,7 @@ from ._encode import TYPING_NAMES, stack_key
 from ._torch_codegen import rebuild_spec
 from ._torch_names import find_operator_safely
 from ._torch_symbolic import FakeReader
-from .errors import GraphFormatError
+from .errors import GraphFormatError, NotInThisTorchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +84,9 @@ class Decoder:
         self._shared_done: dict[int, Any] = {}
         self._again = again
         self._copiers: dict[int, Callable[[], Any]] = {}
+        self._absent: dict[tuple[str, int], str] = {}
+        self.left_out: dict[str, str] = {}
+        """Keys of metadata that this torch does not have, and why: the first of each."""
         self._known: dict[Any, Any] = {}
         self._fakes: FakeReader | None = None
         self._give_fakes = fakes or (lambda: FakeReader(environment))
@@ -157,10 +160,8 @@ class Decoder:
             ((tag, content),) = data.items()
             if tag == "text":
                 return self._texts[_index(content, self._texts, tag)]
-            if tag == "shared":
-                return self._share(content)
-            if tag == "again":
-                return self._repeat(content)
+            if tag in ("shared", "again"):
+                return self._from_table(tag, content)
         return self(data)
 
     def arguments(self, data: list[Any]) -> tuple[Any, ...]:
@@ -208,6 +209,15 @@ class Decoder:
         if type(value) not in (list, dict):
             raise GraphFormatError(f"{value!r:.80} is neither a list nor a dict")
         return immutable_list(value) if type(value) is list else immutable_dict(value)
+
+    def _from_table(self, tag: str, index: Any) -> Any:
+        if type(index) is int and (tag, index) in self._absent:
+            raise NotInThisTorchError(self._absent[tag, index])
+        try:
+            return self._share(index) if tag == "shared" else self._repeat(index)
+        except NotInThisTorchError as error:  # other entries refer to it: not to be read again
+            self._absent[tag, index] = str(error)
+            raise
 
     def _share(self, data: Any) -> Any:
         index = _index(data, self._shared, "shared")
@@ -376,7 +386,7 @@ def _decode_operator(data: Any) -> Any:
     kind, name = (_str(item, "op") for item in _list(data, 2))
     found = find_operator_safely(kind, name)
     if found is None:
-        raise GraphFormatError(
+        raise NotInThisTorchError(
             f"the {kind} operator {name!r:.200} is not in this torch; import the library that "
             "registers it before loading"
         )
@@ -387,7 +397,8 @@ def _decode_function(data: Any) -> Any:
     namespace, name = (_str(item, "fn") for item in _list(data, 2))
     found = _names.find(namespace, name)
     if found is None:
-        raise GraphFormatError(f"{namespace}.{name} is not a function this torch knows")
+        kind = NotInThisTorchError if _names.is_namespace(namespace) else GraphFormatError
+        raise kind(f"{namespace}.{name} is not a function this torch knows")
     return found
 
 
@@ -451,5 +462,6 @@ def _str(value: Any, what: str) -> str:
 
 def _one_of(value: Any, table: Any, what: str) -> Any:
     if type(value) is not str or value not in table:
-        raise GraphFormatError(f"{value!r:.80} is not a {what} that this torch has")
+        kind = NotInThisTorchError if table is _DTYPES and type(value) is str else GraphFormatError
+        raise kind(f"{value!r:.80} is not a {what} that this torch has")
     return table[value]

@@ -3,6 +3,8 @@
 ``node.meta`` is where passes leave whatever they like, so a graph must not fail to be stored
 because of one entry. What cannot be stored is left out and listed in one
 :class:`~lazyfx_core.errors.DroppedMetadataWarning` per module, or raises if the caller is strict.
+Nor must it fail to be loaded because another torch stored it: entries that name what this one does
+not have are left out and listed, too.
 
 Kinds: plain values and containers, strings (stack traces are written once each), tensor metadata,
 fake tensors and symbolic numbers (all in one mode), operators, references to nodes. Containers that
@@ -22,7 +24,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ._torch_symbolic import Unstorable
-from .errors import DroppedMetadataWarning, GraphFormatError, SerializationError
+from .errors import (
+    DroppedMetadataWarning,
+    GraphFormatError,
+    NotInThisTorchError,
+    SerializationError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,7 +165,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_meta(row: Any, decode: Decoder) -> dict[str, Any]:
-    """The metadata that :class:`MetaWriter` wrote.
+    """The metadata that :class:`MetaWriter` wrote; ``decode.left_out`` says what is missing.
 
     Raises:
         GraphFormatError: ``row`` is not what it writes.
@@ -168,5 +175,28 @@ def read_meta(row: Any, decode: Decoder) -> dict[str, Any]:
     outside, decode.in_metadata = decode.in_metadata, True
     try:
         return {k: v if type(v) is int else decode.entry(v) for k, v in row.items()}
+    except NotInThisTorchError:
+        return _read_what_there_is(row, decode)
     finally:
         decode.in_metadata = outside
+
+
+def _read_what_there_is(row: dict[str, Any], decode: Decoder) -> dict[str, Any]:
+    meta = {}
+    for key, value in row.items():
+        try:
+            meta[key] = decode.entry(value)
+        except NotInThisTorchError as error:
+            decode.left_out.setdefault(key, str(error))
+    return meta
+
+
+def warn_of_left_out(left_out: dict[str, str], class_name: str, stacklevel: int = 3) -> None:
+    """Say once which metadata was not loaded, if any was not."""
+    if left_out:
+        listed = "; ".join(f"{key!r} ({reason})" for key, reason in sorted(left_out.items()))
+        warnings.warn(
+            f"{class_name} was loaded without metadata that this torch does not have: {listed}",
+            DroppedMetadataWarning,
+            stacklevel=stacklevel,
+        )

@@ -18,7 +18,7 @@ from . import _names
 from ._decode import Decoder, find_loaded
 from ._graph_module import LazyGraphModule, adopt
 from ._instance_class import user_class
-from ._meta import DroppedMeta, read_meta
+from ._meta import DroppedMeta, read_meta, warn_of_left_out
 from ._serialize import GraphReader, GraphWriter, cannot_store
 from ._tensors import describe_tensors
 from ._torch_fx import GENERATED_FIELDS, new_plain_module, set_graph
@@ -242,6 +242,11 @@ class ModuleReader:
         self._trusted_ids = {id(value) for value in allowed.values()}
         self._fakes = functools.cache(lambda: FakeReader(structure.get("fakes")))
         self._made: dict[int, nn.Module | None] = {}  # None: being read
+        self._left_out: dict[str, str] = {}
+
+    def warn(self, class_name: str, stacklevel: int) -> None:
+        """Say which metadata this torch does not have, if there was such."""
+        warn_of_left_out(self._left_out, class_name, stacklevel + 1)
 
     def read(self) -> fx.GraphModule:
         """The module, complete.
@@ -271,7 +276,7 @@ class ModuleReader:
             raise GraphFormatError("modules are nested too deep") from error
         except GraphFormatError as error:
             at = "" if str(error).startswith("module") else f"module {index}: "
-            raise GraphFormatError(f"{at}{error}") from error
+            raise type(error)(f"{at}{error}") from error
         except LazyFxError:
             raise
         except Exception as error:  # whatever torch makes of hostile data
@@ -304,6 +309,7 @@ class ModuleReader:
         graph = reader.graph()
         meta = entry.get("meta")
         module.meta = {} if meta is None else read_meta(meta, reader.decode)
+        self._left_out = {**reader.decode.left_out, **self._left_out}
         check_attributes_exist(module, graph)
         if isinstance(module, LazyGraphModule):
             adopt(module, graph, class_name)

@@ -148,6 +148,11 @@ def find(namespace: str, name: str) -> Any | None:
     return found
 
 
+def is_namespace(namespace: str) -> bool:
+    """Whether names of the table stand in ``namespace``. Thread-safe."""
+    return namespace in (_table or _make_table()).by_name
+
+
 def all_names() -> Iterator[tuple[str, str, Any]]:
     """Every ``(namespace, name, object)`` of the table, other names of an object included.
 

@@ -32,7 +32,7 @@ from torch import fx, nn
 from ._collector import BYTES_OF_A_NODE, collector_paused
 from ._decode import Decoder
 from ._instance_class import user_class
-from ._meta import DroppedMeta, current_options, read_meta
+from ._meta import DroppedMeta, current_options, read_meta, warn_of_left_out
 from ._serialize import (
     FORMAT,
     GraphReader,
@@ -261,6 +261,7 @@ class DeferredGraph:
         """
         reader, self._reader = self.reader(), None
         graph = reader.graph()
+        warn_of_left_out(reader.decode.left_out, type(module).__name__)
         if self.stored.unchecked is not Unchecked:
             check_attributes_exist(module, graph)
         return graph
@@ -288,6 +289,8 @@ def _restore_state(
             raise GraphFormatError(f"attribute {name!r:.80} is not one of the module")
         if name == "meta":
             attributes[name] = {} if value is None else read_meta(value, decode)
+            if decode.left_out and not head.get("uses_tables"):  # else the graph says it
+                warn_of_left_out(decode.left_out, type(gm).__name__)
         else:
             attributes[name] = decode(value)
             if stored.unchecked is not Unchecked and name != "_tracer_cls":

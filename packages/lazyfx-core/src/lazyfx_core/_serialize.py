@@ -247,7 +247,7 @@ class GraphReader:
         except RecursionError as error:
             raise GraphFormatError(f"{where}: nested too deep") from error
         except GraphFormatError as error:
-            raise GraphFormatError(f"{where}: {error}") from error
+            raise type(error)(f"{where}: {error}") from error
         except LazyFxError:
             raise
         except Exception as error:  # whatever a constructor of torch makes of hostile data

@@ -34,7 +34,7 @@ import torch
 from . import _torch_shape_env
 from ._expressions import Expressions
 from ._torch_sympy import Unstorable, int_from_json, int_to_json, is_value_of
-from .errors import GraphFormatError
+from .errors import GraphFormatError, NotInThisTorchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -221,7 +221,8 @@ class FakeReader:
         name, device, sizes, strides, offset, nbytes, bits = row
         dtype = getattr(torch, name, None) if type(name) is str else None
         if not isinstance(dtype, torch.dtype) or str(dtype)[6:] != name:
-            raise GraphFormatError(f"{where}: {name!r:.80} is not a dtype that this torch has")
+            kind = NotInThisTorchError if type(name) is str else GraphFormatError
+            raise kind(f"{where}: {name!r:.80} is not a dtype that this torch has")
         if type(sizes) is not list or type(strides) is not list or len(sizes) != len(strides):
             raise GraphFormatError(f"{where}: sizes and strides are two lists of one length")
         if type(bits) is not int or not 0 <= bits < 16:

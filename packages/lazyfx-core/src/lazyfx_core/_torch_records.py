@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .errors import GraphFormatError
+from .errors import GraphFormatError, NotInThisTorchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,23 +123,23 @@ def rebuild(path: str, fields: dict[str, Any]) -> Any:
     """The record that :func:`describe` took apart.
 
     Raises:
-        GraphFormatError: ``path`` names no record of this torch, or ``fields`` are not its own.
+        NotInThisTorchError: ``path`` is a record of another torch, or has other fields there.
+        GraphFormatError: ``path`` is none of those that graphs are stored with.
     """
     cls = _record_class(path)
     if cls is None:
-        raise GraphFormatError(f"{path!r:.200} is not a record that this torch has")
+        kind = NotInThisTorchError if _may_be_record(path) else GraphFormatError
+        raise kind(f"{path!r:.200} is not a record that this torch has")
     if issubclass(cls, enum.Enum):
         member = fields.get("name")
         if type(member) is not str or member not in cls.__members__ or len(fields) != 1:
-            raise GraphFormatError(f"{path} has no member {member!r:.80}")
+            raise NotInThisTorchError(f"{path} has no member {member!r:.80}")
         return cls[member]
     known = None if path in _BY_ATTRIBUTES else _fields(cls)
-    if known is not None and not set(fields) <= set(known):
-        raise GraphFormatError(f"{path} has no fields {sorted(set(fields) - set(known))!r:.200}")
+    if known is not None and not _required(cls) <= set(fields) <= set(known):
+        raise NotInThisTorchError(f"{path} takes {known}, found {sorted(fields)!r:.200}")
     if issubclass(cls, tuple):
-        if known is None or len(fields) != len(known):
-            raise GraphFormatError(f"{path} takes {known}, found {sorted(fields)!r:.200}")
-        return tuple.__new__(cls, [fields[name] for name in known])
+        return tuple.__new__(cls, [fields[name] for name in known or ()])
     new = cls.__new__(cls)
     for name, value in fields.items():
         if not name.isidentifier() or (name.startswith("__")):
@@ -162,8 +162,8 @@ def find_class(path: str) -> type:
     """The class of torch's own that has this path.
 
     Raises:
-        GraphFormatError: It is none of those that stored graphs refer to, or this torch has no
-            such class.
+        NotInThisTorchError: This torch has no such class.
+        GraphFormatError: It is none of those that stored graphs refer to.
     """
     found: Any = _record_class(path)
     if found is None and path in _TRACERS:
@@ -173,7 +173,9 @@ def find_class(path: str) -> type:
         except ImportError:
             found = None
     if not isinstance(found, type):
-        raise GraphFormatError(f"{path!r:.200} is not a class that this torch has")
+        is_known = path in _TRACERS or _may_be_record(path)
+        kind = NotInThisTorchError if is_known else GraphFormatError
+        raise kind(f"{path!r:.200} is not a class that this torch has")
     return found
 
 
@@ -181,13 +183,19 @@ def _path(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-@functools.lru_cache(maxsize=1024)
-def _record_class(path: str) -> type | None:
+def _may_be_record(path: str) -> bool:
+    """Whether it is in a module of records; there may be one of this name in another torch."""
     module_name, _, qualified = path.partition(":")
     if module_name not in _MODULES or qualified.rpartition(".")[2] in _NOT_DATA:
+        return False
+    return _ONLY.get(module_name, qualified) == qualified
+
+
+@functools.lru_cache(maxsize=1024)
+def _record_class(path: str) -> type | None:
+    if not _may_be_record(path):
         return None
-    if _ONLY.get(module_name, qualified) != qualified:
-        return None
+    module_name, _, qualified = path.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError:
@@ -211,3 +219,11 @@ def _fields(cls: Any) -> tuple[str, ...]:
     if issubclass(cls, tuple):
         return tuple(cls._fields)
     return tuple(field.name for field in dataclasses.fields(cls))
+
+
+def _required(cls: Any) -> set[str]:
+    """Fields without which a record would lack an attribute; the class has the others."""
+    if issubclass(cls, tuple):
+        return set(cls._fields)
+    given = [field for field in dataclasses.fields(cls) if field.init]
+    return {field.name for field in given if field.default is dataclasses.MISSING}

@@ -11,10 +11,11 @@
     ├── TooManyRecompilesError (AssertionError)  more code generations than a test allows
     ├── SerializationError (ValueError)        a module cannot be stored or read back
     │   └── GraphFormatError                   a stored graph is damaged, hostile or too new
+    │       └── NotInThisTorchError            it needs what another torch has
     ├── SeamError (RuntimeError)               a torch release moved something we rely on
     └── MissingDependencyError (ImportError)   an optional package or program is absent
 
-    DroppedMetadataWarning (UserWarning)       a module was stored without some of its metadata
+    DroppedMetadataWarning (UserWarning)       metadata was not stored, or not loaded
 
 The other packages hang their own trees below :class:`LazyFxError`, so one ``except LazyFxError``
 catches whatever goes wrong with a graph, a file or a call. Each class also derives from the builtin
@@ -34,6 +35,7 @@ __all__ = [
     "MissingDependencyError",
     "MissingTargetError",
     "NotAGraphModuleError",
+    "NotInThisTorchError",
     "SeamError",
     "SerializationError",
     "StaleGraphError",
@@ -95,6 +97,10 @@ class GraphFormatError(SerializationError):
     """
 
 
+class NotInThisTorchError(GraphFormatError):
+    """A stored graph names what another torch has, or a library that was not imported."""
+
+
 class SeamError(LazyFxError, RuntimeError):
     """A private name of torch that lazyfx relies on is gone, changed, or patched by others."""
 
@@ -117,4 +123,7 @@ class MissingDependencyError(LazyFxError, ImportError):
 
 
 class DroppedMetadataWarning(UserWarning):
-    """A module was stored without metadata that cannot be stored; the message lists the keys."""
+    """A module was stored or loaded without some of its metadata; the message lists the keys.
+
+    Stored without what cannot be stored; loaded without what this torch does not have.
+    """

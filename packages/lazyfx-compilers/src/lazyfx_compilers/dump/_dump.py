@@ -112,7 +112,7 @@ class DumpedGraph:
             )
         require_regular(file)
         try:
-            gm = lazyfx_core.load_graph(file, allow=self._allow, map_location=device)
+            gm = lazyfx_core.load_graph(file, allow=self._allow, map_location=device, warn=False)
         except OSError as error:
             raise DumpFormatError(
                 f"{file}: cannot be read ({error.strerror or error}); dump the graph again"
