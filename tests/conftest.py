@@ -43,6 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
         if os.environ.get("LAZYFX_REQUIRE_CUDA") == "1":
             raise pytest.UsageError(message + ", and LAZYFX_REQUIRE_CUDA=1 asks for one")
         pytest.exit(message, returncode=0)
+    if config.getoption("--device") == "cuda":
+        # Read when CUDA starts, here and in child processes: products are of whole float32
+        # numbers, as on the CPU, and the same each time.
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -53,9 +58,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="long form: run with --slow"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def cuda(device: torch.device) -> torch.device:
+    """For what the CPU cannot show."""
+    if device.type != "cuda":
+        pytest.skip("needs --device cuda")
+    return device
 
 
 @pytest.fixture(autouse=True)

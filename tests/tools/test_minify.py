@@ -202,11 +202,11 @@ def test_every_graph_the_predicate_sees_is_valid_and_runs(training):
     assert (found.failed_tries, found.first_failure) == (0, None)
 
 
-def test_values_that_become_inputs_are_those_of_the_whole_graph():
+def test_values_that_become_inputs_are_those_of_the_whole_graph(device):
     def f(x):
         return (x * 3 + 1).sin().exp()
 
-    x = torch.randn(4)
+    x = torch.randn(4).to(device)
     gm = make_fx(f)(x)
 
     def has_these_values(candidate, values):
@@ -222,18 +222,18 @@ def test_values_that_become_inputs_are_those_of_the_whole_graph():
     torch.testing.assert_close(found.inputs[0], x * 3 + 1, rtol=0, atol=0)
 
 
-def test_what_draws_random_numbers_goes_first_since_it_may_differ_for_its_own_reasons():
-    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.GELU(), nn.Dropout(0.5))
+def test_what_draws_random_numbers_goes_first_since_it_may_differ_for_its_own_reasons(device):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.GELU(), nn.Dropout(0.5)).to(device)
     fault = differs(faulty.adds_to_gelu_and_draws_otherwise)
-    found = minify(net, [torch.randn(3, 4)], fault, verify=False)
+    found = minify(net, [torch.randn(3, 4).to(device)], fault, verify=False)
     assert targets(found.graph) == [aten.gelu.default]
 
 
-def test_what_happens_to_be_in_memory_is_not_compared():
+def test_what_happens_to_be_in_memory_is_not_compared(device):
     def f(x):
         return (F.gelu(x * torch.empty_like(x).fill_(2.0)),)
 
-    gm = make_fx(f)(x := torch.randn(64))
+    gm = make_fx(f)(x := torch.randn(64).to(device))
     found = minify(gm, [x], differs(faulty.adds_to_gelu), verify=False)
     assert targets(found.graph) == [aten.gelu.default]
     seen = []
@@ -248,10 +248,10 @@ def test_what_happens_to_be_in_memory_is_not_compared():
     assert aten.fill_.Scalar in seen
 
 
-def test_graphs_of_a_function_can_be_decomposed_first():
-    net = nn.Sequential(nn.Linear(4, 4), nn.GELU())
+def test_graphs_of_a_function_can_be_decomposed_first(device):
+    net = nn.Sequential(nn.Linear(4, 4), nn.GELU()).to(device)
     table = torch._decomp.get_decompositions([aten.gelu])
-    found = minify(net, [torch.randn(3, 4)], has_erf, verify=False, decompositions=table)
+    found = minify(net, [torch.randn(3, 4).to(device)], has_erf, verify=False, decompositions=table)
     assert targets(found.graph) == [aten.erf.default]
 
 
@@ -259,25 +259,27 @@ def has_erf(gm, inputs):
     return aten.erf.default in targets(gm)
 
 
-def test_an_error_of_another_kind_is_not_taken_for_the_fault():
-    net = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4))
+def test_an_error_of_another_kind_is_not_taken_for_the_fault(device):
+    net = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4)).to(device)
     fault = raises(faulty.needs_both, match="gelu of a product")
-    found = minify(net, [torch.randn(3, 4)], fault, verify=False)
+    found = minify(net, [torch.randn(3, 4).to(device)], fault, verify=False)
     assert set(targets(found.graph)) == {aten.addmm.default, aten.gelu.default}
     assert found.failed_tries > 0
     assert found.first_failure == "RuntimeError: something else"
     assert "the predicate raised" in str(found)
-    loose = minify(net, [torch.randn(3, 4)], raises(faulty.needs_both), verify=False)
+    loose = minify(net, [torch.randn(3, 4).to(device)], raises(faulty.needs_both), verify=False)
     assert targets(loose.graph) == [aten.gelu.default]
 
 
 # --- programs --------------------------------------------------------------------------------
 
 
-def test_the_program_shows_the_fault_elsewhere_and_not_when_it_is_mended(tmp_path, caplog):
-    net = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))
+def test_the_program_shows_the_fault_elsewhere_and_not_when_it_is_mended(tmp_path, caplog, device):
+    net = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)).to(device)
     with caplog.at_level(logging.INFO, "lazyfx_tools.minify"):
-        found = minify(net, [torch.randn(3, 4)], differs(faulty.adds_to_gelu), folder=tmp_path)
+        found = minify(
+            net, [torch.randn(3, 4).to(device)], differs(faulty.adds_to_gelu), folder=tmp_path
+        )
     assert found.verified
     assert found.script == tmp_path / "000" / "repro.py"
     (said,) = [r for r in caplog.records if r.name == "lazyfx_tools.minify"]
@@ -307,10 +309,10 @@ def test_the_program_shows_the_fault_elsewhere_and_not_when_it_is_mended(tmp_pat
     assert names == {".py", ".json", ".safetensors"}
 
 
-def test_a_fault_of_the_backward_is_found_from_the_function(tmp_path):
-    net = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4))
+def test_a_fault_of_the_backward_is_found_from_the_function(tmp_path, device):
+    net = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4)).to(device)
     fault = raises(faulty.refuses_gelu_backward, match="cannot lower")
-    found = minify(net, [torch.randn(3, 4)], fault, folder=tmp_path)
+    found = minify(net, [torch.randn(3, 4).to(device)], fault, folder=tmp_path)
     assert targets(found.graph) == [aten.gelu_backward.default]
     assert all(parameter.grad is None for parameter in net.parameters())
     assert found.verified
@@ -320,25 +322,28 @@ def test_a_fault_of_the_backward_is_found_from_the_function(tmp_path):
 CASES = {
     "written inputs": (
         lambda x: (x.add_(1), x * 2),
-        lambda: [torch.zeros(3)],
+        lambda device: [torch.zeros(3, device=device)],
         differs(faulty.forgets_writes),
         "afterwards",
     ),
     "strides and offsets": (
         lambda x, y: (x.sin() + y,),
-        lambda: [torch.randn(5, 7).t()[2:6, 1:4], torch.randn(4, 3)],
+        lambda device: [
+            torch.randn(5, 7, device=device).t()[2:6, 1:4],
+            torch.randn(4, 3, device=device),
+        ],
         raises(faulty.wants_no_stride),
         "strides",
     ),
     "shared memory": (
         lambda x, y: (x.sin() + y,),
-        lambda: (lambda both: [both[:3], both[1:4]])(torch.randn(5)),
+        lambda device: (lambda both: [both[:3], both[1:4]])(torch.randn(5, device=device)),
         raises(faulty.wants_no_sharing),
         "inputs share memory",
     ),
     "constants": (
-        lambda x: (x.cos() + torch.tensor([1.0, 7.0, 2.0]), x.sin()),
-        lambda: [torch.randn(3)],
+        lambda x: (x.cos() + torch.tensor([1.0, 7.0, 2.0], device=x.device), x.sin()),
+        lambda device: [torch.randn(3, device=device)],
         raises(faulty.wants_no_large_constant),
         "a seven",
     ),
@@ -346,9 +351,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_program_has_what_the_fault_depends_on(name, tmp_path):
+def test_the_program_has_what_the_fault_depends_on(name, tmp_path, device):
     function, make, fault, said = CASES[name]
-    inputs = make()
+    inputs = make(device)
     gm = make_fx(function)(*inputs)
     found = minify(gm, inputs, fault, folder=tmp_path)
     assert found.verified
@@ -356,11 +361,11 @@ def test_the_program_has_what_the_fault_depends_on(name, tmp_path):
     assert found.nodes_after <= 2
 
 
-def test_sizes_that_are_inputs_stay_inputs_where_the_fault_needs_them(tmp_path):
+def test_sizes_that_are_inputs_stay_inputs_where_the_fault_needs_them(tmp_path, device):
     def f(x):
         return x.sin().view(x.shape[0] * 2, -1).cos() + x.shape[0]
 
-    torch._dynamo.mark_dynamic(x := torch.randn(6, 4), 0)
+    torch._dynamo.mark_dynamic(x := torch.randn(6, 4).to(device), 0)
     found = minify(f, [x], raises(faulty.wants_no_numbers), folder=tmp_path)
     assert found.verified
     assert [one for one in found.inputs if isinstance(one, int)] == [6]
@@ -369,14 +374,14 @@ def test_sizes_that_are_inputs_stay_inputs_where_the_fault_needs_them(tmp_path):
     assert not any(isinstance(one, int) for one in free.inputs)
 
 
-def test_a_function_can_be_searched_often_and_is_compiled_by_others_as_before():
+def test_a_function_can_be_searched_often_and_is_compiled_by_others_as_before(device):
     def f(x):
         return x.sin().cos()
 
     for _ in range(10):  # Dynamo gives up on a function that it has compiled eight times
-        assert minify(f, [torch.randn(3)], has_cosine, verify=False).nodes_after == 1
+        assert minify(f, [torch.randn(3).to(device)], has_cosine, verify=False).nodes_after == 1
     counter = torch._dynamo.testing.CompileCounter()
-    torch.compile(f, backend=counter)(torch.randn(3))
+    torch.compile(f, backend=counter)(torch.randn(3).to(device))
     assert counter.frame_count == 1
 
 
@@ -384,18 +389,18 @@ def has_cosine(gm, inputs):
     return aten.cos.default in targets(gm)
 
 
-def test_higher_order_operators_keep_their_graphs(tmp_path):
+def test_higher_order_operators_keep_their_graphs(tmp_path, device):
     def f(x):
         y = torch.cond(x.sum() > 0, lambda x: x.sin() + 1, lambda x: x.cos(), (x.exp(),))
         return y.tanh()
 
     fault = raises(faulty.wants_no_graphs_in_graphs, match="a graph in a graph")
-    found = minify(f, [torch.randn(3)], fault, folder=tmp_path)
+    found = minify(f, [torch.randn(3).to(device)], fault, folder=tmp_path)
     assert targets(found.graph)[:1] == [torch.ops.higher_order.cond]
     assert found.verified
 
 
-def test_names_that_are_no_names_in_python_do_no_harm(tmp_path):
+def test_names_that_are_no_names_in_python_do_no_harm(tmp_path, device):
     graph = fx.Graph()
     x = graph.placeholder("x")
     value = x
@@ -406,17 +411,17 @@ def test_names_that_are_no_names_in_python_do_no_harm(tmp_path):
     split = graph.call_function(aten.split.Tensor, (value, 2))
     graph.output((graph.call_function(__import__("operator").getitem, (split, 1)),))
     gm = fx.GraphModule({}, graph)
-    found = minify(gm, [torch.randn(4)], has_all_sines, folder=tmp_path, verify=False)
+    found = minify(gm, [torch.randn(4).to(device)], has_all_sines, folder=tmp_path, verify=False)
     assert found.script is not None
     assert found.nodes_after == 8
     assert "the graph runs: outputs: 1" in run_script(found.script).stdout
 
 
-def test_a_node_called_as_a_function_of_the_program_does_no_harm(tmp_path):
+def test_a_node_called_as_a_function_of_the_program_does_no_harm(tmp_path, device):
     def f(x):
         return torch.cond(x.sum() > 0, lambda x: x.sin() + 1, lambda x: x.cos(), (x,))
 
-    x = torch.randn(3)
+    x = torch.randn(3).to(device)
     gm = make_fx(f)(x)
     next(iter(gm.graph.nodes)).name = "build_0"
     gm.recompile()
@@ -431,8 +436,8 @@ def has_all_sines(gm, inputs):
 # --- processes that die ----------------------------------------------------------------------
 
 
-def test_a_compiler_that_ends_the_process_ends_another_one(tmp_path):
-    gm = make_fx(lambda x: (F.gelu(x.sin()),))(x := torch.randn(1))
+def test_a_compiler_that_ends_the_process_ends_another_one(tmp_path, device):
+    gm = make_fx(lambda x: (F.gelu(x.sin()),))(x := torch.randn(1).to(device))
     found = minify(gm, [x], crashes(faulty.dies_at_gelu), folder=tmp_path)
     assert targets(found.graph) == [aten.gelu.default]
     assert found.verified
@@ -440,8 +445,8 @@ def test_a_compiler_that_ends_the_process_ends_another_one(tmp_path):
     assert crashes(faulty.leaves_at_gelu)(gm, [x])  # without a signal, and with status 0
 
 
-def test_what_is_wrong_is_found_by_looking():
-    gm = make_fx(lambda x: (F.gelu(x.sin()) + 1,))(x := torch.randn(3))
+def test_what_is_wrong_is_found_by_looking(device):
+    gm = make_fx(lambda x: (F.gelu(x.sin()) + 1,))(x := torch.randn(3).to(device))
     assert diagnose("faulty_compilers:adds_to_gelu", gm, [x]).kind == "differs"
     fault = diagnose(faulty.needs_both, gm, [x])
     assert (fault.kind, fault(gm, [x])) == ("raises", True)
@@ -452,8 +457,8 @@ def test_what_is_wrong_is_found_by_looking():
         diagnose("no_such_module:compiler", gm, [x])
 
 
-def test_a_backend_of_torch_compile_can_be_given_by_name():
-    gm = make_fx(lambda x: (F.gelu(x.sin()) + 1,))(x := torch.randn(3))
+def test_a_backend_of_torch_compile_can_be_given_by_name(device):
+    gm = make_fx(lambda x: (F.gelu(x.sin()) + 1,))(x := torch.randn(3).to(device))
     assert differs("aot_eager")(gm, [x]) is False
     with pytest.raises(FaultNotFoundError):
         minify(gm, [x], differs("aot_eager"))
@@ -462,7 +467,7 @@ def test_a_backend_of_torch_compile_can_be_given_by_name():
 # --- what goes wrong -------------------------------------------------------------------------
 
 
-def test_a_predicate_that_never_holds_is_an_error_that_says_so(training):
+def test_a_predicate_that_never_holds_is_an_error_that_says_so(training, device):
     gm, inputs = training
     with pytest.raises(FaultNotFoundError, match=r"minify.*no fault to begin with.*does not hold"):
         minify(gm, inputs, lambda gm, inputs: False)
@@ -473,9 +478,9 @@ def test_a_predicate_that_never_holds_is_an_error_that_says_so(training):
     with pytest.raises(FaultNotFoundError, match="raises KeyError: 'oops'") as caught:
         minify(gm, inputs, broken)
     assert isinstance(caught.value.__cause__, KeyError)
-    net = nn.Sequential(nn.Linear(4, 4), nn.GELU())
+    net = nn.Sequential(nn.Linear(4, 4), nn.GELU()).to(device)
     with pytest.raises(FaultNotFoundError, match=r"graph 0 \(forward\).*graph 1 \(backward\)"):
-        minify(net, [torch.randn(3, 4)], lambda gm, inputs: False)
+        minify(net, [torch.randn(3, 4).to(device)], lambda gm, inputs: False)
 
 
 def test_a_predicate_that_does_not_always_hold_is_noted_and_asked_again(training):
@@ -491,8 +496,10 @@ def test_a_predicate_that_does_not_always_hold_is_noted_and_asked_again(training
     assert targets(found.graph) == [aten.gelu.default]
 
 
-def test_a_predicate_without_a_name_gives_a_program_that_says_it_cannot_tell(tmp_path, caplog):
-    gm = make_fx(lambda x: (F.gelu(x.sin()),))(x := torch.randn(3))
+def test_a_predicate_without_a_name_gives_a_program_that_says_it_cannot_tell(
+    tmp_path, caplog, device
+):
+    gm = make_fx(lambda x: (F.gelu(x.sin()),))(x := torch.randn(3).to(device))
     with caplog.at_level(logging.INFO, "lazyfx_tools.minify"):
         found = minify(gm, [x], lambda gm, inputs: faulty.has_gelu(gm, inputs), folder=tmp_path)
     assert not found.verified
@@ -506,8 +513,10 @@ def test_a_predicate_without_a_name_gives_a_program_that_says_it_cannot_tell(tmp
     assert run_script(found.script).returncode == 125
 
 
-def test_a_program_that_does_not_show_the_fault_is_said_not_to(tmp_path, caplog, monkeypatch):
-    gm = make_fx(lambda x: (F.gelu(x.sin()),))(x := torch.randn(3))
+def test_a_program_that_does_not_show_the_fault_is_said_not_to(
+    tmp_path, caplog, monkeypatch, device
+):
+    gm = make_fx(lambda x: (F.gelu(x.sin()),))(x := torch.randn(3).to(device))
     fault = differs(faulty.adds_to_gelu)
     monkeypatch.setattr(minify_module, "run_fresh", run_where_it_is_mended)
     with caplog.at_level(logging.INFO, "lazyfx_tools.minify"):
@@ -539,9 +548,9 @@ def test_a_budget_ends_the_search_with_what_was_found(training):
     assert (at_once.nodes_after, at_once.complete) == (at_once.nodes_before, False)
 
 
-def test_an_unwritable_folder_does_not_lose_the_search(tmp_path):
+def test_an_unwritable_folder_does_not_lose_the_search(tmp_path, device):
     (tmp_path / "file").write_text("")
-    gm = make_fx(lambda x: (F.gelu(x.sin()),))(x := torch.randn(3))
+    gm = make_fx(lambda x: (F.gelu(x.sin()),))(x := torch.randn(3).to(device))
     found = minify(gm, [x], faulty.has_gelu, folder=tmp_path / "file" / "sub")
     assert targets(found.graph) == [aten.gelu.default]
     assert (found.script, found.folder, found.verified) == (None, None, False)
@@ -549,8 +558,8 @@ def test_an_unwritable_folder_does_not_lose_the_search(tmp_path):
     assert "cannot be written" in found.verification
 
 
-def test_wrong_arguments_are_errors():
-    gm = make_fx(lambda x, y: x + y)(x := torch.randn(3), x)
+def test_wrong_arguments_are_errors(device):
+    gm = make_fx(lambda x, y: x + y)(x := torch.randn(3).to(device), x)
     with pytest.raises(NotCompilableError, match=r"takes 2 inputs \(x_1, y_1\), got 1"):
         minify(gm, [x], faulty.has_gelu)
     with (

@@ -362,8 +362,11 @@ MODELS = {
 }
 
 
-def made(name):
-    """A model in train mode, an input for it, and whether its shapes are dynamic."""
+def made(name, device):
+    """A model in train mode, an input for it, and whether its shapes are dynamic.
+
+    The numbers are the same on all devices.
+    """
     make, shape, dynamic = MODELS[name]
     torch.manual_seed(0)
-    return make(), torch.randn(shape, requires_grad=True), dynamic
+    return make().to(device), torch.randn(shape).to(device).requires_grad_(), dynamic

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ._reference import Reference, duplicate
+from ._trial import any_value
 from ._values import Mismatch
 
 if TYPE_CHECKING:
@@ -46,7 +47,11 @@ def same_distribution(
     compiled = trials.compiling.compiled(problem)
     (state or trials.state).restore()
     expected, seen = _Draws(), _Draws()
-    shown = [place for place, node in enumerate(problem.shown) if node is not None]
+    shown = [
+        place
+        for place, node in enumerate(problem.shown)
+        if node is not None and not any_value(node)
+    ]
     while expected.rounds < _MOST and (expected.rounds < _FEWEST or expected.least < _ENOUGH):
         outputs = Reference(problem.gm).start(duplicate(values)).outputs
         expected.add([outputs[place] for place in shown])

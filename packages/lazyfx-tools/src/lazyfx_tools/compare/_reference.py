@@ -35,15 +35,15 @@ _WIDER = {
 
 @dataclass(frozen=True, slots=True)
 class RandomState:
-    """The states of torch's global generators."""
+    """The states of torch's global generators; ``cuda`` is empty if CUDA was not in use yet."""
 
     cpu: torch.Tensor
     cuda: tuple[torch.Tensor, ...]
 
     @staticmethod
     def now() -> RandomState:
-        """Those of this moment."""
-        used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        """Those of this moment. To ask CUDA for its states would set CUDA up, so it may be left."""
+        used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         states = tuple(torch.cuda.get_rng_state_all()) if used else ()
         return RandomState(torch.get_rng_state(), states)
 
@@ -52,6 +52,8 @@ class RandomState:
         torch.set_rng_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
+        else:  # CUDA begins where torch.manual_seed has it begin, also if it was seeded since
+            torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 def duplicate(values: Sequence[Any]) -> list[Any]:

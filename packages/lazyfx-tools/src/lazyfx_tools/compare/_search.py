@@ -33,7 +33,7 @@ from lazyfx_compilers import _torch_randomness
 from ._graphs import alone, cut, exposing, items, lifted, operator_of
 from ._noise import same_distribution
 from ._reference import duplicate
-from ._trial import Trials
+from ._trial import Trials, any_value
 from ._values import Judge, identical
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Search:
             noisy = {
                 node
                 for node, one, other in zip(shown.shown, *runs, strict=True)
-                if node is not None and not identical(one, other)
+                if node is not None and not identical(one, other) and not _unwritten_item(node)
             }
             roots = [
                 operator_of(node).name
@@ -366,7 +366,7 @@ class Search:
         return all(
             identical(one, other)
             for node, one, other in zip(shown.shown, *runs, strict=False)
-            if node is not None and operator_of(node).name == name
+            if node is not None and operator_of(node).name == name and not _unwritten_item(node)
         )
 
 
@@ -390,6 +390,11 @@ def _first(steps: Sequence[fx.Node], is_bad: Callable[[fx.Node], bool]) -> int:
         else:
             low = middle + 1
     return low
+
+
+def _unwritten_item(node: fx.Node) -> bool:
+    """Whether a node takes what an operator has not written, which says nothing about either."""
+    return operator_of(node) is not node and any_value(node)
 
 
 def _as_mutation(mismatch: Mismatch) -> Mismatch:

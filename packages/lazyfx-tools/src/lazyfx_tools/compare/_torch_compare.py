@@ -14,7 +14,8 @@ private name                                        used for
                                                     donate
 ``torch._dynamo.backends.registry.lookup_backend``  compilers by name
 ``torch._dynamo.backends.common.aot_autograd``      graphs that write to their inputs
-``torch._ops.OpOverload``, ``OpOverload._schema``   which arguments an operator writes
+``torch._ops.OpOverload``, ``OpOverload._schema``   which arguments an operator writes, which
+                                                    results it leaves unwritten
 ==================================================  ================================================
 """
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import operator
 import types
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._ops import OpOverload
 
+from lazyfx_compilers import _torch_randomness
 from lazyfx_compilers._torch_aot import attribute, operator_packet
 from lazyfx_compilers.errors import UnknownOptionError
 
@@ -43,6 +46,8 @@ _UNINITIALISED = (
     *("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"),
     *("empty_permuted",),
 )
+_NEVER_WRITTEN = frozenset({"unused", "debug_attn_mask"})
+_WRITTEN_BY_DROPOUT = frozenset({"philox_seed", "philox_offset", "rng_state"})
 
 
 # --- compiling -------------------------------------------------------------------------------
@@ -187,5 +192,23 @@ def _uninitialised() -> frozenset[Any]:
 
 
 def is_uninitialised(node: fx.Node) -> bool:
-    """Whether a node makes memory that nobody has written yet, so that any value is right."""
+    """Whether a node gives memory that nobody has written yet, so that any value is right."""
+    if node.target is operator.getitem:
+        source, place = node.args
+        return hasattr(source, "op") and place in unwritten_results(source)
     return operator_packet(node.target) in _uninitialised()
+
+
+def unwritten_results(node: fx.Node) -> frozenset[int]:
+    """The places of the results that an operator allocates and does not write.
+
+    Those are in CUDA's attention the state of the generator where no dropout draws from it, and a
+    mask for debugging (``flash_api.cpp``, ``attention_backward.cu``).
+    """
+    schema = node.target._schema if isinstance(node.target, OpOverload) else None
+    if schema is None or not any(one.name == "dropout_p" for one in schema.arguments):
+        return frozenset()
+    names = (
+        _NEVER_WRITTEN if _torch_randomness.draws(node) else _NEVER_WRITTEN | _WRITTEN_BY_DROPOUT
+    )
+    return frozenset(place for place, one in enumerate(schema.returns) if one.name in names)

@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from lazyfx_compilers._torch_standalone import copied
+from lazyfx_tools.compare import _torch_compare
 
 _WRITTEN = (int, float, bool, complex, str, type(None), torch.dtype, torch.device, torch.layout)
 _UNWRITTEN = frozenset(
@@ -163,8 +164,22 @@ def is_random(node: fx.Node) -> bool:
     return drawn or _is_unwritten(node)
 
 
+def drop_unwritten_outputs(gm: fx.GraphModule) -> None:
+    """Let a graph not return what happens to be in memory, if it returns anything else."""
+    output = next(iter(reversed(gm.graph.nodes)))
+    returned: Any = output.args[0] if output.op == "output" else None
+    if not isinstance(returned, (tuple, list)):
+        return
+    kept = [one for one in returned if not (isinstance(one, fx.Node) and _is_unwritten(one))]
+    if 0 < len(kept) < len(returned):
+        output.args = (tuple(kept),)
+        output.meta.pop("val", None)
+        gm.recompile()
+
+
 def _is_unwritten(node: fx.Node) -> bool:
-    return str(getattr(node.target, "__name__", "")).split(".")[0] in _UNWRITTEN
+    name = str(getattr(node.target, "__name__", "")).split(".")[0]
+    return name in _UNWRITTEN or _torch_compare.is_uninitialised(node)
 
 
 def nbytes(values: Iterable[Any]) -> int:
@@ -245,10 +260,11 @@ def _tensors(graph: fx.Graph, node: fx.Node, known: Fact) -> list[fx.Node]:
         return [node]
     if any(is_getitem(user) for user in node.users):
         return []
+    unwritten = _torch_compare.unwritten_results(node)
     return [
         each
         for i, one in enumerate(known.parts)
-        if one.kind in ("tensor", "list")
+        if one.kind in ("tensor", "list") and i not in unwritten
         for each in _tensors(graph, graph.call_function(operator.getitem, (node, i)), one)
     ]
 
@@ -287,7 +303,7 @@ class _Watched(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if _is_unwritten(n):
+        if _is_unwritten(n) and isinstance(value, torch.Tensor):
             value.zero_()  # what happens to be in memory would be another value each time
         if n.op != "output":
             self._tell(n, value)

@@ -20,7 +20,7 @@ from lazyfx_compilers._types import require_graph
 from lazyfx_compilers.errors import NotCompilableError, ReproError
 from lazyfx_tools.errors import FaultNotFoundError
 
-from ._case import Case
+from ._case import Case, drop_unwritten_outputs
 from ._faults import Fault, settings
 from ._search import Progress, Search, seeded
 from ._trace import graphs_of
@@ -199,6 +199,7 @@ def _case(gm: fx.GraphModule, args: Sequence[Any]) -> Case:
                 f"minify(args): the input {node.name!r} is a fake tensor, which has no values; "
                 "give it a real one"
             )
+    drop_unwritten_outputs(gm)
     return Case(gm=gm, inputs=tuple(copied(inputs)))
 
 

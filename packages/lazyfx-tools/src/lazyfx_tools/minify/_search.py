@@ -19,6 +19,7 @@ from torch import fx
 
 import lazyfx_core
 from lazyfx_compilers._torch_standalone import copied
+from lazyfx_tools.compare._reference import RandomState
 
 from ._case import Case, Fact, changes_inputs, facts, is_getitem, is_random, part
 from ._sizes import smaller_sizes
@@ -230,13 +231,11 @@ class seeded:
     """The same random numbers inside each time; outside nothing has happened."""
 
     def __enter__(self) -> None:
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-        self._fork = torch.random.fork_rng(devices)
-        self._fork.__enter__()
+        self._before = RandomState.now()
         torch.manual_seed(0)
 
     def __exit__(self, *error: Any) -> None:
-        self._fork.__exit__(*error)
+        self._before.restore()
 
 
 def _units(case: Case, known: dict[fx.Node, Fact]) -> list[tuple[fx.Node, ...]]:

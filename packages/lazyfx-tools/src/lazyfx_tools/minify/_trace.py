@@ -17,7 +17,7 @@ from lazyfx_compilers.nop import nop
 from lazyfx_compilers.partition import budget_partitioner
 from lazyfx_tools.compare import _torch_compare
 
-from ._case import Case
+from ._case import Case, drop_unwritten_outputs
 from ._search import seeded
 
 
@@ -43,6 +43,7 @@ def graphs_of(
 
     def keep(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         entry = Seen(f"{len(seen)} ({_torch_aot.phase(gm)})", copy.deepcopy(gm))
+        drop_unwritten_outputs(entry.gm)
         seen.append(entry)
         compiled = nop(gm, example_inputs)
 
