@@ -251,7 +251,7 @@ def on(device):
         return make_fx(run)(torch.empty(2, 4, device=device), torch.empty(4, device=device))
 
 
-def test_graphs_on_cuda_are_drawn_and_compared_without_a_gpu():
+def test_graphs_on_cuda_are_drawn_and_compared_without_a_gpu(many_gpus):
     one, other, plain = on("cuda:0"), on("cuda:1"), on("cpu")
     assert diff_graphs(one, other).identical
     assert diff_graphs(on("cuda"), one).identical

@@ -987,11 +987,11 @@ def on_devices(*devices):
         return make_fx(lambda x: (x.sin() + torch.ones(3, device=devices[0])).to(devices[-1]))(x)
 
 
-def test_ranks_that_run_one_graph_on_their_own_accelerators_do_not_differ():
+def test_ranks_that_run_one_graph_on_their_own_accelerators_do_not_differ(many_gpus):
     assert diff_graphs(on_devices("cuda:0"), on_devices("cuda:1")).identical
 
 
-def test_another_kind_of_device_and_another_one_of_several_do_count():
+def test_another_kind_of_device_and_another_one_of_several_do_count(many_gpus):
     moved_to_cpu = diff_graphs(on_devices("cuda:0"), on_devices("cpu"))
     assert {each.field for change in moved_to_cpu.changed for each in change.fields} >= {"device"}
     other_way = diff_graphs(on_devices("cuda:0", "cuda:1"), on_devices("cuda:1", "cuda:0"))

@@ -278,5 +278,6 @@ def _exactly(leaf: Any) -> Any:
     if not isinstance(leaf, torch.Tensor):
         return type(leaf), repr(leaf)
     plain = leaf.detach().contiguous()
-    bits = plain.resolve_conj().resolve_neg().flatten().view(torch.uint8).numpy().tobytes()
-    return type(leaf), leaf.dtype, leaf.shape, leaf.stride(), leaf.requires_grad, bits
+    bits = plain.cpu().resolve_conj().resolve_neg().flatten().view(torch.uint8).numpy().tobytes()
+    facts = leaf.dtype, leaf.device, leaf.shape, leaf.stride(), leaf.requires_grad
+    return type(leaf), *facts, bits

@@ -24,8 +24,6 @@ from lazyfx_core._container import read_container, read_structure, write_contain
 from lazyfx_core._tensor_table import storable_dtypes
 from lazyfx_core.errors import GraphFormatError, SerializationError
 
-CUDA_HERE = torch.cuda.is_available()
-
 
 @pytest.fixture
 def path(tmp_path):
@@ -491,10 +489,9 @@ def test_map_location_moves_everything_that_has_values(path):
     assert [t.device.type for t in back] == ["cpu", "cpu", "cpu", "meta"]
 
 
-@pytest.mark.skipif(not CUDA_HERE, reason="needs a GPU")
-def test_tensors_go_back_to_the_gpu_they_were_on(path):
-    whole = torch.arange(6.0, device="cuda")
-    tensors = [nn.Parameter(whole), whole[2:], torch.ones(0, device="cuda"), torch.ones(3)]
+def test_tensors_go_back_to_the_device_they_were_on(path, device):
+    whole = torch.arange(6.0, device=device)
+    tensors = [nn.Parameter(whole), whole[2:], torch.ones(0, device=device), torch.ones(3)]
     back = round_trip(path, tensors)
     assert [t.device for t in back] == [t.device for t in tensors]
     assert torch.equal(back[0], tensors[0])

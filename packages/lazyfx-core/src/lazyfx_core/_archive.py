@@ -126,6 +126,7 @@ def load_graph(
     Raises:
         GraphFormatError: The file is damaged, altered, newer than this lazyfx, or refers to what is
             neither torch's nor in ``allow``; names node and field.
+        ValueError: ``map_location`` is a device that cannot be used here.
         OSError: The file cannot be read.
     """
     text, tensors = read_container(

@@ -192,10 +192,13 @@ def read_container(
     Raises:
         GraphFormatError: The file is damaged, altered, of another kind or newer than this reader,
             or a tensor was on a device that is not here; names the file and the field.
+        ValueError: ``map_location`` is a device that cannot be used here.
         OSError: The file cannot be opened or mapped.
     """
     moved_to = None if map_location is None else torch.device(map_location)
     with _opened(path) as file, plain_operations():
+        if moved_to is not None:
+            _require_usable(moved_to)
         head = read_head(file, max_structure_bytes)
         mapping = _map(file, head.tensors_end)
         if check_tensors:
@@ -308,6 +311,18 @@ def _load_storage(
     elif begin % alignment:
         window = window.clone()  # only what a stranger laid out, or bytes of mixed dtypes
     return window.untyped_storage()
+
+
+def _require_usable(device: torch.device) -> None:
+    """Raise :class:`ValueError` if nothing can be put on the user's ``map_location``."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch is built without it
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"map_location={str(device)!r} cannot be used on this machine ({reason}); name a "
+            "device that is here, for example map_location='cpu'"
+        ) from error
 
 
 def _require_device(device: torch.device, entry: StorageEntry) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from ._edits import Edit, apply_edit
 from ._torch_values import same_elements, tensor_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _NUMBERED = re.compile(r"0x[0-9a-f]+|<eval_with_key>\.\d+|___torch_mangle_\d+\.?")
 
@@ -58,10 +59,34 @@ def run(function: Callable[..., Any], inputs: tuple[Any, ...] = ()) -> Outcome:
     both are global.
     """
     clones = clone_inputs(inputs)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with own_random_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         return run_unseeded(function, clones)
+
+
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """Put the states of torch's global generators back, those of CUDA too.
+
+    CUDA is not set up for that: if it was not in use before, its generators begin afterwards where
+    ``torch.manual_seed`` has them begin.
+    """
+    cpu, *cuda = _random_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        else:
+            torch.cuda.manual_seed_all(torch.initial_seed())
+
+
+def _random_state() -> list[torch.Tensor]:
+    """The state of the CPU's generator, and of those of CUDA if it is in use."""
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if used else ())]
 
 
 def run_unseeded(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Outcome:
@@ -310,10 +335,10 @@ def gives_the_same_every_time(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> bo
     """
     tensors = [*gm.buffers(), *gm.parameters()]
     before = [tensor.detach().clone() for tensor in tensors]
-    with torch.random.fork_rng(devices=[]):
-        random_state = torch.get_rng_state()
+    with own_random_state():
+        random_state = _random_state()
         outcomes = [run_unseeded(gm, clone_inputs(inputs)) for _ in range(2)]
-        unchanged = torch.equal(random_state, torch.get_rng_state())
+        unchanged = all(map(torch.equal, random_state, _random_state()))
     for tensor, old in zip(tensors, before, strict=True):
         if value_difference(old, tensor.detach(), ""):
             unchanged = False

@@ -194,8 +194,8 @@ def _uninitialised() -> frozenset[Any]:
 def is_uninitialised(node: fx.Node) -> bool:
     """Whether a node gives memory that nobody has written yet, so that any value is right."""
     if node.target is operator.getitem:
-        source, place = node.args
-        return hasattr(source, "op") and place in unwritten_results(source)
+        source: Any = node.args[0]
+        return hasattr(source, "op") and node.args[1] in unwritten_results(source)
     return operator_packet(node.target) in _uninitialised()
 
 
