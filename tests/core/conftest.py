@@ -22,8 +22,8 @@ class Model(nn.Module):
 
 
 @pytest.fixture
-def model() -> Model:
-    return Model()
+def model(device: torch.device) -> Model:
+    return Model().to(device)
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def lazy(plain: fx.GraphModule) -> LazyGraphModule:
 
 
 @pytest.fixture
-def x() -> torch.Tensor:
-    return torch.randn(2, 4)
+def x(device: torch.device) -> torch.Tensor:
+    return torch.randn(2, 4).to(device)
 
 
 @pytest.fixture(autouse=True)

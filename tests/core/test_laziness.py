@@ -101,7 +101,7 @@ def test_looking_generates_exactly_once(lazy, generations, look):
         lambda gm: list(gm.named_parameters()),
         lambda gm: gm.state_dict(),
         lambda gm: repr(nn.Module.__repr__(gm)),
-        lambda gm: fx.Interpreter(gm).run(torch.zeros(2, 4)),
+        lambda gm: fx.Interpreter(gm).run(gm.offset.expand(2, 4)),
         lambda gm: gm.train(False),
         lambda gm: gm.to(torch.float64),
         lambda gm: dir(gm),

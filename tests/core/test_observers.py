@@ -67,15 +67,21 @@ def through_folder(gm, x, tmp_path):
     spec = importlib.util.spec_from_file_location("written", tmp_path / "written" / "module.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Written()(x)
+    return module.Written().to(x.device)(x)  # to_folder makes parameters on the CPU
 
 
 def through_meta(gm, x):
     state = {name: tensor.clone() for name, tensor in gm.state_dict().items()}
     gm.to("meta")
-    gm.to_empty(device="cpu")
+    gm.to_empty(device=x.device)
     gm.load_state_dict(state)
     return gm(x)
+
+
+def through_data_parallel(gm, x):
+    if torch.cuda.is_available() and not x.is_cuda:
+        pytest.skip("DataParallel takes the GPUs that are there")
+    return nn.DataParallel(gm)(x)
 
 
 def through_frozen_weights(gm, x):
@@ -267,7 +273,7 @@ OBSERVERS = {
     "torch.save": through_torch_save,
     "to_folder": through_folder,
     "data-parallel replica": lambda gm, x: gm._replicate_for_data_parallel()(x),
-    "DataParallel without devices": lambda gm, x: nn.DataParallel(gm)(x),
+    "DataParallel": through_data_parallel,
     "GraphModule of it": lambda gm, x: fx.GraphModule(gm, gm.graph)(x),
     "LazyGraphModule of it": lambda gm, x: LazyGraphModule(gm, gm.graph)(x),
     "GraphModule of a copied graph": lambda gm, x: fx.GraphModule(gm, copy.deepcopy(gm.graph))(x),

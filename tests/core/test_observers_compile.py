@@ -93,7 +93,7 @@ def through_shapes(gm, x):
 
     fast = torch.compile(gm, backend=backend, dynamic=True, fullgraph=True)
     for rows in (5, 6, 7):
-        other = torch.randn(rows, 4)
+        other = torch.randn(rows, 4).to(x.device)
         torch.testing.assert_close(fast(other), gm(other))
     assert len(seen) == 1
     return fast(x)
@@ -208,7 +208,9 @@ def export(gm, x, **options):
 
 
 def through_export_dynamic(gm, x):
-    program = export(gm, torch.randn(3, 4), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    program = export(
+        gm, torch.randn(3, 4).to(x.device), dynamic_shapes=({0: torch.export.Dim("rows")},)
+    )
     return program.module()(x)
 
 

@@ -45,11 +45,11 @@ def test_fullgraph_compile_of_a_saved_forward(theirs, lazy, model, x):
     torch.testing.assert_close(compiled(lazy.forward), model(x))
 
 
-def test_hooks_on_the_first_call(theirs, lazy):
+def test_hooks_on_the_first_call(theirs, lazy, x):
     for gm, expected in ((theirs, 2), (lazy, 1)):
         fired = []
         gm.register_forward_pre_hook(lambda m, args, fired=fired: fired.append(1))
-        gm(torch.randn(2, 4))
+        gm(x)
         assert len(fired) == expected
 
 
