@@ -36,7 +36,7 @@ class Block(nn.Module):
         batch, length, width = x.shape
         qkv = self.qkv(self.norms[0](x)).view(batch, length, 3, 2, width // 2)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mask = torch.ones(length, length, dtype=torch.bool).triu(1)
+        mask = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
         weights = (q @ k.transpose(-1, -2)).masked_fill(mask, float("-inf")).softmax(-1)
         weights = F.dropout(weights, self.dropout, self.training)
         mixed = (weights @ v).transpose(1, 2).reshape(x.shape)
@@ -76,7 +76,7 @@ class Random(nn.Module):
         self.weight = nn.Parameter(torch.randn(6, 6))
 
     def forward(self, x):
-        noise = torch.randn_like(x) * torch.rand(x.shape, dtype=x.dtype)
+        noise = torch.randn_like(x) * torch.rand(x.shape, dtype=x.dtype, device=x.device)
         x = F.rrelu((x @ self.weight).sin(), training=True) + noise.cos()
         return (torch.bernoulli(torch.full_like(x, 0.5)) * x.exp()).tanh() * noise
 
@@ -101,25 +101,25 @@ def step(module, run, x):
         "input": x.grad,
         "gradients": [one.grad.clone() for one in module.parameters()],
         "buffers": [one.clone() for one in module.buffers()],
-        "stream": torch.rand(1),
+        "stream": torch.rand(1, device=x.device),
     }
 
 
-def made(name, dtype=torch.float64):
+def made(name, device="cpu"):
     torch.manual_seed(0)
     make, shape = MODELS[name]
-    return make().to(dtype), torch.randn(shape, dtype=dtype)
+    return make().double().to(device), torch.randn(shape, dtype=torch.float64).to(device)
 
 
 @pytest.mark.parametrize("codegen", ["inductor", "ts", nop], ids=["inductor", "ts", "nop"])
 @pytest.mark.parametrize("name", MODELS)
-def test_gradients_are_eagers_at_every_budget(name, codegen):
+def test_gradients_are_eagers_at_every_budget(name, codegen, device):
     if codegen == "inductor" and name == "random operators":
         pytest.skip("inductor draws in an order of its own where several operators draw")
     budgets = BUDGETS if codegen is nop else (0.5, 0)
     for budget in budgets:
-        theirs, x = made(name)
-        ours, _ = made(name)
+        theirs, x = made(name, device)
+        ours, _ = made(name, device)
         fused = memory_efficient_fusion(ours, codegen=codegen, budget=budget)
         for _ in range(2):
             torch.testing.assert_close(step(ours, fused, x), step(theirs, theirs, x))
@@ -127,22 +127,22 @@ def test_gradients_are_eagers_at_every_budget(name, codegen):
 
 @pytest.mark.parametrize("budget", [0.5, 0])
 @pytest.mark.parametrize("name", MODELS)
-def test_under_torch_compile_too(name, budget):
-    theirs, x = made(name)
-    ours, _ = made(name)
+def test_under_torch_compile_too(name, budget, device):
+    theirs, x = made(name, device)
+    ours, _ = made(name, device)
     options = {"codegen": nop, "budget": budget}
     compiled = torch.compile(ours, backend="lazyfx_fusion", options=options)
     for _ in range(2):
         torch.testing.assert_close(step(ours, compiled, x), step(theirs, theirs, x))
 
 
-def test_dynamic_shapes():
-    theirs, _ = made("blocks")
-    ours, _ = made("blocks")
+def test_dynamic_shapes(device):
+    theirs, _ = made("blocks", device)
+    ours, _ = made("blocks", device)
     options = {"codegen": nop, "budget": 0.2}
     compiled = torch.compile(ours, backend="lazyfx_fusion", options=options, dynamic=True)
     for length in (5, 7, 9):
-        x = torch.randn(2, length, 16, dtype=torch.float64)
+        x = torch.randn(2, length, 16, dtype=torch.float64, device=device)
         torch.testing.assert_close(step(ours, compiled, x), step(theirs, theirs, x))
 
 

@@ -15,10 +15,15 @@ from lazyfx_compilers import (
     ts_compile,
 )
 
+
+def drawn_like(x):
+    return torch.rand(x.shape, device=x.device)
+
+
 RANDOM = {
     "dropout": lambda x: F.dropout(x.sin().exp(), 0.5),
     "bernoulli": lambda x: torch.bernoulli(torch.full_like(x, 0.5)) * x.sin().exp(),
-    "rand": lambda x: torch.rand(x.shape) * x.sin().exp(),
+    "rand": lambda x: drawn_like(x) * x.sin().exp(),
     "randn_like": lambda x: torch.randn_like(x) * x.sin().exp(),
     "normal_": lambda x: torch.empty_like(x).normal_() * x.sin().exp(),
     "rrelu": lambda x: F.rrelu(x.sin(), training=True).exp(),
@@ -40,13 +45,13 @@ SETTINGS = {
 def output_and_gradient(function, x):
     torch.manual_seed(0)
     out = function(x)
-    return out.detach(), torch.autograd.grad(out.sum(), x)[0], torch.rand(1)
+    return out.detach(), torch.autograd.grad(out.sum(), x)[0], torch.rand(1, device=x.device)
 
 
 @pytest.mark.parametrize("codegen", ["inductor", "ts", nop], ids=["inductor", "ts", "nop"])
 @pytest.mark.parametrize("name", RANDOM)
-def test_the_numbers_are_eagers(name, codegen):
-    x = torch.randn(100, requires_grad=True)
+def test_the_numbers_are_eagers(name, codegen, device):
+    x = torch.randn(100, device=device, requires_grad=True)
     fused = memory_efficient_fusion(RANDOM[name], codegen=codegen)
     expected = output_and_gradient(RANDOM[name], x)
     for _ in range(2):
@@ -56,8 +61,8 @@ def test_the_numbers_are_eagers(name, codegen):
 @pytest.mark.filterwarnings("ignore::lazyfx_compilers.BudgetWarning")
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", RANDOM)
-def test_they_are_never_drawn_again_in_the_backward(name, setting):
-    x = torch.randn(200, requires_grad=True)
+def test_they_are_never_drawn_again_in_the_backward(name, setting, device):
+    x = torch.randn(200, device=device, requires_grad=True)
     expected = output_and_gradient(RANDOM[name], x)
     torch.compiler.reset()
     ways = [
@@ -105,7 +110,7 @@ def test_a_partitioner_that_draws_again_is_refused_whatever_it_calls_its_nodes()
 
 @pytest.mark.parametrize("codegen", ["inductor", nop], ids=["inductor", "nop"])
 @pytest.mark.parametrize("under_dynamo", [False, True])
-def test_checkpointed_blocks_use_the_forwards_mask(codegen, under_dynamo):
+def test_checkpointed_blocks_use_the_forwards_mask(codegen, under_dynamo, device):
     def block(x):
         return F.dropout(x.sin(), 0.5).exp()
 
@@ -116,7 +121,7 @@ def test_checkpointed_blocks_use_the_forwards_mask(codegen, under_dynamo):
         run = torch.compile(f, backend="lazyfx_fusion", options={"codegen": codegen})
     else:
         run = memory_efficient_fusion(f, codegen=codegen)
-    x = torch.randn(200, requires_grad=True)
+    x = torch.randn(200, device=device, requires_grad=True)
     out = run(x)
     mask = ((out - 2).abs() > 1e-6) * 2.0
     expected = 2 * torch.exp(mask * x.sin())
@@ -128,8 +133,8 @@ def test_checkpointed_blocks_use_the_forwards_mask(codegen, under_dynamo):
 
 @pytest.mark.filterwarnings("ignore::lazyfx_compilers.BudgetWarning")
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_attention_is_computed_again_if_it_drops_nothing(dropout):
-    x = torch.randn(2, 2, 8, 4, requires_grad=True)
+def test_attention_is_computed_again_if_it_drops_nothing(dropout, device):
+    x = torch.randn(2, 2, 8, 4, device=device, requires_grad=True)
 
     def attention(x):
         if not dropout:
@@ -151,15 +156,15 @@ TWO_DRAWS = {
     "normal_": lambda x: x * torch.empty_like(x).normal_() * torch.empty_like(x).normal_(),
     "exponential_": lambda x: x.clone().exponential_() - x.clone().exponential_() * x,
     "rrelu": lambda x: F.rrelu(-x, training=True) * F.rrelu(-x, training=True),
-    "rand": lambda x: torch.rand(x.shape) * torch.rand(x.shape) * x,
+    "rand": lambda x: drawn_like(x) * drawn_like(x) * x,
     "dropout": lambda x: F.dropout(x, 0.5) * F.dropout(x, 0.5),
 }
 
 
 @pytest.mark.parametrize("codegen", ["ts", nop], ids=["ts", "nop"])
 @pytest.mark.parametrize("name", TWO_DRAWS)
-def test_two_draws_alike_are_two_draws(name, codegen):
-    x = torch.rand(50).add(0.5).requires_grad_()
+def test_two_draws_alike_are_two_draws(name, codegen, device):
+    x = torch.rand(50, device=device).add(0.5).requires_grad_()
     fused = memory_efficient_fusion(TWO_DRAWS[name], codegen=codegen)
     expected = output_and_gradient(TWO_DRAWS[name], x)
     torch.testing.assert_close(output_and_gradient(fused, x), expected)

@@ -6,7 +6,8 @@ built here covers what the trace may have depended on and can be read cheaply:
 - the structure of the arguments and every Python value in them;
 - of each tensor, parameter and buffer the shape, strides, dtype, device and ``requires_grad``, and
   which of them are one tensor or share storage;
-- gradient, inference, autocast and deterministic modes, the default dtype and device;
+- gradient, inference, autocast and deterministic modes, the default dtype and device, and which
+  kernels of attention are allowed (tracing chooses one of them);
 - of a module and each submodule its class, its ``forward`` and all its attributes: numbers, strings
   and containers of them (up to 1,000 items, eight deep) by value, everything else (functions,
   hooks, configuration objects) by identity;
@@ -47,6 +48,12 @@ _CONTAINERS = (tuple, list, dict, set, frozenset)
 _DICTS = (dict, OrderedDict)
 _MAX_DEPTH, _MAX_ITEMS = 8, 1000
 _DEVICE_TYPES = ("cpu", "cuda")
+_ATTENTION_KERNELS = (  # of the CPU as well
+    torch.backends.cuda.flash_sdp_enabled,
+    torch.backends.cuda.mem_efficient_sdp_enabled,
+    torch.backends.cuda.cudnn_sdp_enabled,
+    torch.backends.cuda.math_sdp_enabled,
+)
 _LOOKED_AT_ELSEWHERE = frozenset(
     {
         *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
@@ -260,6 +267,7 @@ def _modes_key() -> tuple[Any, ...]:
         torch.get_default_dtype(),
         torch.get_default_device(),
         torch.are_deterministic_algorithms_enabled(),
+        *(allowed() for allowed in _ATTENTION_KERNELS),
         *(
             (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in _DEVICE_TYPES

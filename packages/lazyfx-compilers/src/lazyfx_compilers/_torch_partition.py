@@ -252,11 +252,14 @@ _DEFAULTS = {  # of the settings under which torch's partitioner may recompute r
 def partitioner_settings(*, merging: bool) -> Iterator[None]:
     """Torch's partitioner as it is by default, whatever the process's settings say.
 
+    But for one: in a checkpoint on a GPU torch draws from a generator of the graph's own, which
+    gives other numbers than eager's. As on the CPU, the state is saved and set again instead.
+
     Args:
         merging: Whether common subexpressions are merged.
     """
     config = importlib.import_module("torch._functorch.config")
-    wanted = {**_DEFAULTS, "cse": merging}
+    wanted = {**_DEFAULTS, "cse": merging, "graphsafe_rng_functionalization": False}
     with config.patch({name: value for name, value in wanted.items() if hasattr(config, name)}):
         yield
 

@@ -27,7 +27,7 @@ from .errors import NotCompilableError
 from .fusion import make_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ._types import FxCompiler
 
@@ -100,8 +100,8 @@ def memory_report(
         compiled = FusedModule(_Lined(fn), settings, guard=False)
     else:
         compiled = fused_function(_lined(fn), settings, guard=False)
-    with _unchanged(fn):
-        step = _TrainingStep(fn, args, kwargs)
+    step = _TrainingStep(fn, args, kwargs)
+    with _unchanged(fn, step.devices):
         seen, eager = (step.measured(one) for one in (compiled, fn)) if measure else (None, None)
         if not measure:
             step.traced(compiled)
@@ -152,8 +152,11 @@ class _TrainingStep:
         held = list(fn.parameters()) if isinstance(fn, nn.Module) else []
         self._parameters = [one for one in held if one.requires_grad]
         tensors = [one for one in (*self._leaves, *held) if isinstance(one, torch.Tensor)]
-        self._device = tensors[0].device if tensors else torch.device("cpu")
+        # a number beside tensors on a GPU may be a tensor on the CPU
+        elsewhere = (one.device for one in tensors if one.device.type != "cpu")
+        self._device = next(elsewhere, torch.device("cpu"))
         self._inputs: list[Any] = []
+        self.devices = {one.device for one in tensors}
 
     def traced(self, run: Callable[..., Any]) -> None:
         """Run it once."""
@@ -195,13 +198,21 @@ def _copy(leaf: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _unchanged(fn: Any) -> Iterator[None]:
-    """Put torch's random number generators and buffers back afterwards."""
+def _unchanged(fn: Any, devices: Iterable[torch.device]) -> Iterator[None]:
+    """Put the random number generators of these devices and the CPU, and buffers, back afterwards.
+
+    Left to itself, torch would start every GPU of the machine to read its generator.
+    """
     modules = list(fn.modules()) if isinstance(fn, nn.Module) else []
     homes = [(one._buffers, dict(one._buffers)) for one in modules]
     buffers = [one for _, held in homes for one in held.values() if one is not None]
     before = [one.detach().clone() for one in buffers]
-    with torch.random.fork_rng():
+    with contextlib.ExitStack() as kept:
+        kept.enter_context(torch.random.fork_rng(devices=[]))
+        for device in devices:
+            if device.type not in ("cpu", "meta"):
+                fork = torch.random.fork_rng(devices=[device], device_type=device.type)
+                kept.enter_context(fork)
         try:
             yield
         finally:

@@ -34,7 +34,7 @@ class TensorFacts:
 
     Attributes:
         dtype: Of its elements.
-        device: Where it is; may lack the index.
+        device: Where it is; may lack the index. ``None`` if nobody can tell while tracing.
         layout: Strided, or one of the sparse ones.
         geometry: Its size, its strides (``None`` if it has none) and its storage offset; ``None``
             if nothing is known.
@@ -42,7 +42,7 @@ class TensorFacts:
     """
 
     dtype: torch.dtype
-    device: torch.device
+    device: torch.device | None
     layout: torch.layout
     geometry: Formula | None
     requires_grad: bool | None
@@ -178,7 +178,7 @@ def accept(facts: Facts, value: Any, bindings: Bindings) -> bool:
         if (
             not isinstance(value, torch.Tensor)
             or value.dtype is not facts.dtype
-            or value.device != facts.device
+            or (facts.device is not None and value.device != facts.device)
             or value.layout is not facts.layout
             or (facts.requires_grad is not None and value.requires_grad is not facts.requires_grad)
         ):
@@ -221,7 +221,7 @@ def _tensor_differences(
 ) -> Iterator[Difference]:
     if tensor.dtype is not facts.dtype:
         yield _differs("dtype", facts.dtype, tensor.dtype)
-    if not _same_device(facts.device, tensor.device):
+    if facts.device is not None and not _same_device(facts.device, tensor.device):
         yield _differs("device", facts.device, tensor.device)
     if tensor.layout is not facts.layout:
         yield _differs("layout", facts.layout, tensor.layout)

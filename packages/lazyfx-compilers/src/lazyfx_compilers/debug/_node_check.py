@@ -23,6 +23,7 @@ Found = tuple[Difference, str]
 """A difference, and of which output, in words."""
 
 _BAKED = (bool, int, float, str)
+_ATTENTION = ("_scaled_dot_product_", "_flash_attention_", "_efficient_attention_", "_cudnn_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,10 +203,36 @@ def _facts(
             )
             if isinstance(value, torch.Tensor):
                 recorded_later.add(id(value))
+    for node in facts:
+        facts[node] = tuple(
+            _anywhere(fact) if _is_seed(node, fact) else fact for fact in facts[node]
+        )
     for node, example in zip(placeholders, example_inputs, strict=False):
         if node not in facts and not node.users and type(example) in _BAKED:
             facts[node] = _metadata.record(example)
     return facts
+
+
+def _is_seed(node: fx.Node, fact: Facts) -> bool:
+    """Whether it is (one of) what attention on a GPU draws its dropout from.
+
+    Its kernels leave that on the CPU, or on the GPU while a CUDA graph is captured. Tracing cannot
+    know which, and says that it is where the rest is.
+    """
+    if not isinstance(fact, TensorFacts) or fact.dtype not in (torch.int64, torch.uint64):
+        return False
+    if node.op == "placeholder":
+        return bool(node.users) and all(map(_is_attention, node.users))
+    made_by = node.args[0] if node.target is operator.getitem else node
+    return isinstance(made_by, fx.Node) and _is_attention(made_by)
+
+
+def _is_attention(node: fx.Node) -> bool:
+    return _torch_checks.base_name(node.target).startswith(_ATTENTION)
+
+
+def _anywhere(fact: Facts) -> Facts:
+    return replace(fact, device=None) if isinstance(fact, TensorFacts) else fact
 
 
 def _was_never_written(value: Any) -> bool:
