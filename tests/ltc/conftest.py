@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -19,6 +20,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lazyfx_ltc as ltc
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A process has one lazy session: with ``--device cuda``, skip what is not about that one."""
+    if config.getoption("--device") == "cpu":
+        return
+    for item in items:
+        concerned = {"device", "alone"}.intersection(getattr(item, "fixturenames", ()))
+        if Path(__file__).parent in item.path.parents and not concerned:
+            item.add_marker(pytest.mark.skip(reason="for a lazy session on the CPU"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lazy_session_there(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--device") != "cpu":
+        ltc.initialize(request.config.getoption("--device"))
+
+
 def _like(example: torch.Tensor, seed: int) -> torch.Tensor:
     """New values in the memory layout of the example."""
     generator = torch.Generator().manual_seed(seed)
@@ -28,8 +45,23 @@ def _like(example: torch.Tensor, seed: int) -> torch.Tensor:
         values = torch.randn(example.shape, generator=generator).to(example.dtype)
     else:
         values = torch.randint(0, 3, example.shape, generator=generator).to(example.dtype)
-    placed = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype)
+    placed = torch.empty_strided(
+        example.shape, example.stride(), dtype=example.dtype, device=example.device
+    )
     return placed.copy_(values)
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    """The state of the generator that a model on the device draws from."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    return torch.get_device_module(device).get_rng_state(device)
+
+
+def _close(like: torch.Tensor) -> dict[str, float]:
+    """How close results have to be: cuDNN has kernels that eager chooses and a program does not."""
+    single = like.dtype in (torch.float32, torch.complex64)
+    return {"rtol": 1e-4, "atol": 1e-4} if like.is_cuda and single else {}
 
 
 def _traced(model: Any) -> fx.GraphModule:
@@ -115,7 +147,7 @@ def compare(got: Any, want: Any, got_args: list[Any], want_args: list[Any]) -> N
         if isinstance(theirs, torch.Tensor):
             assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
             assert ours.stride() == theirs.stride()
-            torch.testing.assert_close(ours, theirs, equal_nan=True)
+            torch.testing.assert_close(ours, theirs, equal_nan=True, **_close(theirs))
         else:
             assert ours == theirs
     both = [
@@ -127,16 +159,21 @@ def compare(got: Any, want: Any, got_args: list[Any], want_args: list[Any]) -> N
 
 
 @pytest.fixture
-def agrees() -> Callable[..., ltc.CompiledGraph]:
-    """Extract, then call three times with new values, against eager; returns the extracted."""
+def agrees(device: torch.device) -> Callable[..., ltc.CompiledGraph]:
+    """Extract, then call three times with new values, against eager; returns the extracted.
 
-    def check(model: Any, *examples: torch.Tensor) -> ltc.CompiledGraph:
+    Model and examples are moved to the device first.
+    """
+
+    def check(model: Any, *given: torch.Tensor) -> ltc.CompiledGraph:
         gm = model if isinstance(model, fx.GraphModule) else _traced(model)
+        gm.to(device)
+        examples = [one.to(device) for one in given]
         untouched = [example.clone() for example in examples]
         torch.manual_seed(0)
-        before = torch.get_rng_state()
+        before = _random_state(device)
         compiled = ltc.extract_compiled_graph(gm, examples)
-        assert torch.equal(before, torch.get_rng_state())
+        assert torch.equal(before, _random_state(device))
         for example, copy in zip(examples, untouched, strict=True):
             assert torch.equal(example, copy)
         for seed in range(3):
@@ -145,10 +182,10 @@ def agrees() -> Callable[..., ltc.CompiledGraph]:
             with torch.no_grad():
                 torch.manual_seed(seed)
                 want = gm(*theirs)
-                eager_state = torch.get_rng_state()
+                eager_state = _random_state(device)
                 torch.manual_seed(seed)
                 got = compiled(*ours)
-            assert torch.equal(torch.get_rng_state(), eager_state)
+            assert torch.equal(_random_state(device), eager_state)
             compare(got, want, ours, theirs)
         return compiled
 

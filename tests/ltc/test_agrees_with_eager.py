@@ -105,7 +105,7 @@ ALIASING: dict[str, tuple[Any, ...]] = {
     "equal results stay apart": (lambda a: (a + 1, a + 1, (a + 1)[1:], (a + 1).t()), X),
     "the arguments themselves": (lambda a, b: (b, a, a), X, Y),
     "a clone is new": (lambda a: a.clone(), X),
-    "no-op conversions": (lambda a: (a.contiguous(), a.float(), a.to("cpu"), a.cpu()), X),
+    "no-op conversions": (lambda a: (a.contiguous(), a.float(), a.to(a)), X),
     "views of an argument": (lambda a: (a.t(), a[1], a.view(-1)[2:5], a.detach(), a + 1), X),
     "views of a result": (lambda a: (lambda y: (y, y.t(), y[0]))(a + 1), X),
     "chunks of a result": (lambda a: (a + 1).chunk(2, 1), X),

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import lazyfx_ltc as ltc
 
 X = torch.randn(3, 4)
-CPU = torch.device("cpu")
+CPU = torch.device("cpu")  # or the device of the tests, see `there`
 FACTORIES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
     "zeros": (torch.zeros, (4,), {}),
     "ones with a device": (torch.ones, (4,), {"device": CPU}),
@@ -35,6 +35,13 @@ FACTORIES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
 }
 
 
+def there(kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Keywords that name the device where they named the CPU, or nothing, and it is another."""
+    if device.type == "cpu":
+        return kwargs
+    return {**kwargs, "device": device.type if kwargs.get("device") == "cpu" else device}
+
+
 def graph_with(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.GraphModule:
     graph = fx.Graph()
     a = graph.placeholder("a")
@@ -44,17 +51,20 @@ def graph_with(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx
 
 
 @pytest.mark.parametrize("case", FACTORIES.values(), ids=FACTORIES.keys())
-def test_factories_agree_with_eager(case: Any, agrees: Callable[..., Any]) -> None:
-    agrees(graph_with(*case), X)
+def test_factories_agree_with_eager(
+    case: Any, agrees: Callable[..., Any], device: torch.device
+) -> None:
+    target, args, kwargs = case
+    agrees(graph_with(target, args, there(kwargs, device)), X)
 
 
 @pytest.mark.parametrize("target", [torch.zeros, torch.ones, torch.rand, torch.arange, torch.empty])
 def test_what_a_factory_made_can_be_viewed_and_written(
-    target: Any, agrees: Callable[..., Any]
+    target: Any, agrees: Callable[..., Any], device: torch.device
 ) -> None:
     graph = fx.Graph()
     a = graph.placeholder("a")
-    made = graph.call_function(target, (4,), {"dtype": torch.float32})
+    made = graph.call_function(target, (4,), there({"dtype": torch.float32}, device))
     # Filled before it is read: what `empty` hands out may hold NaN, in one run and not the next.
     known = graph.call_method("fill_", (graph.call_method("narrow", (made, 0, 1, 2)), 3.0))
     written = graph.call_method("mul_", (known, 2.0))
@@ -65,29 +75,33 @@ def test_what_a_factory_made_can_be_viewed_and_written(
     agrees(fx.GraphModule(nn.Module(), graph), X)
 
 
-METHODS: dict[str, Callable[[Any], Any]] = {
-    "cpu": lambda a: (a + 1).cpu() * 2,
-    "to text": lambda a: (a + 1).to("cpu") * 2,
-    "to a device": lambda a: (a + 1).to(CPU) * 2,
-    "to a device and a type": lambda a: (a + 1).to(CPU, torch.float64) * 2,
-    "to by keyword": lambda a: (a + 1).to(device="cpu", dtype=torch.float16) * 2,
-    "new_zeros": lambda a: a + a.new_zeros(3, 4, device=CPU),
-    "zeros_like": lambda a: a + torch.zeros_like(a, device="cpu"),
-    "the device of a tensor": lambda a: a + torch.ones(4, device=a.device),
+METHODS: dict[str, Callable[[Any, torch.device], Any]] = {
+    "cpu or cuda": lambda a, d: getattr(a + 1, d.type)() * 2,
+    "to text": lambda a, d: (a + 1).to(d.type) * 2,
+    "to a device": lambda a, d: (a + 1).to(d) * 2,
+    "to a device and a type": lambda a, d: (a + 1).to(d, torch.float64) * 2,
+    "to by keyword": lambda a, d: (a + 1).to(device=d.type, dtype=torch.float16) * 2,
+    "to the number of a GPU": lambda a, d: (a + 1).to(0 if d.type == "cuda" else d) * 2,
+    "new_zeros": lambda a, d: a + a.new_zeros(3, 4, device=d),
+    "zeros_like": lambda a, d: a + torch.zeros_like(a, device=d.type),
+    "the device of a tensor": lambda a, d: a + torch.ones(4, device=a.device),
+    "nothing is moved": lambda a, d: (a.to(d.type), a.to(d), getattr(a, d.type)()),
 }
 
 
 @pytest.mark.parametrize("case", METHODS.values(), ids=METHODS.keys())
 def test_moves_to_the_models_own_device_agree_with_eager(
-    case: Callable[[Any], Any], agrees: Callable[..., Any]
+    case: Callable[[Any, torch.device], Any], agrees: Callable[..., Any], device: torch.device
 ) -> None:
-    agrees(case, X)
+    agrees(lambda a: case(a, device), X)
 
 
 class Leaf(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        made = torch.arange(4, device="cpu") + torch.ones(4) + torch.tensor([1, 2, 3, 4])
-        return (x + made).cpu().to("cpu")
+        kind = x.device.type
+        place = {} if kind == "cpu" else {"device": kind}  # the CPU goes without saying
+        made = torch.arange(4, device=kind) + torch.ones(4, **place)
+        return getattr(x + made + torch.tensor([1, 2, 3, 4], **place), kind)().to(kind)
 
 
 def test_python_code_of_leaf_modules_agrees_with_eager(agrees: Callable[..., Any]) -> None:
@@ -99,11 +113,14 @@ def test_python_code_of_leaf_modules_agrees_with_eager(agrees: Callable[..., Any
     agrees(fx.GraphModule(model, Everything().trace(model)), X)
 
 
-def test_a_make_fx_graph_with_factories_agrees_with_eager(agrees: Callable[..., Any]) -> None:
+def test_a_make_fx_graph_with_factories_agrees_with_eager(
+    agrees: Callable[..., Any], device: torch.device
+) -> None:
     def f(a: torch.Tensor) -> torch.Tensor:
-        return a + torch.ones(4) * torch.arange(4) + torch.tensor([1.0, 2.0, 3.0, 4.0])
+        table = torch.tensor([1.0, 2.0, 3.0, 4.0], device=a.device)
+        return a + torch.ones(4, device=a.device) * torch.arange(4, device=a.device) + table
 
-    agrees(make_fx(f)(X), X)
+    agrees(make_fx(f)(X.to(device)), X)
 
 
 def test_force_lazy_device_edits_the_model_in_place() -> None:

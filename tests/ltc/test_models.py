@@ -41,10 +41,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(11, 16)
         self.places = nn.Embedding(5, 16)
+        self.order: torch.Tensor
+        self.register_buffer("order", torch.arange(5))
         self.blocks = nn.ModuleList([Block(), Block()])
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = self.tokens(ids) + self.places(torch.arange(5))
+        x = self.tokens(ids) + self.places(self.order)
         bias = (1.0 - mask[:, None, None, :].to(x.dtype)) * -1e9
         for block in self.blocks:
             x = block(x, bias)
@@ -95,11 +97,14 @@ def test_a_symbolically_traced_model_agrees_with_eager(
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 def test_a_decomposed_make_fx_graph_agrees_with_eager(
-    make: Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]], agrees: Callable[..., Any]
+    make: Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]],
+    agrees: Callable[..., Any],
+    device: torch.device,
 ) -> None:
     model, inputs = make()
+    inputs = tuple(one.to(device) for one in inputs)
     with torch.no_grad():
-        gm = make_fx(model, decomposition_table=ltc.decompositions())(*inputs)
+        gm = make_fx(model.to(device), decomposition_table=ltc.decompositions())(*inputs)
         agrees(gm, *inputs)
 
 
@@ -111,7 +116,7 @@ UNSUPPORTED: dict[str, Callable[[torch.Tensor], Any]] = {
     "where": lambda a: torch.where(a > 0, a, a / 0),
     "where with numbers": lambda a: torch.where(a > 0, 1.0, 0.0),
     "logic": lambda a: torch.logical_and(a > 0, ~(a > 1)) | torch.logical_not(a),
-    "indexing": lambda a: a[torch.tensor([2, -1, 0])],
+    "indexing": lambda a: a[torch.tensor([2, -1, 0], device=a.device)],
     "var": lambda a: a.var(1),
     "group norm": lambda a: F.group_norm(a[:, :, None], 2),
     "mean squared error": lambda a: F.mse_loss(a, a * 2),
@@ -123,9 +128,9 @@ UNSUPPORTED: dict[str, Callable[[torch.Tensor], Any]] = {
 
 @pytest.mark.parametrize("case", UNSUPPORTED.values(), ids=UNSUPPORTED.keys())
 def test_decompositions_bring_operators_without_a_kernel_in_reach(
-    case: Callable[[torch.Tensor], Any], agrees: Callable[..., Any]
+    case: Callable[[torch.Tensor], Any], agrees: Callable[..., Any], device: torch.device
 ) -> None:
-    x = torch.randn(4, 4)
+    x = torch.randn(4, 4, device=device)
     agrees(make_fx(case, decomposition_table=ltc.decompositions())(x), x)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.torch_version import TorchVersion
+from torch.utils._pytree import tree_leaves, tree_map
 
 import lazyfx_ltc as ltc
 from lazyfx_ltc import backend
@@ -47,16 +49,25 @@ def fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def entry_of(name: str) -> Any:
+def entry_of(name: str, device: torch.device) -> Any:
+    """An entry whose models and inputs are on the device."""
     entry = ZOO[name]
     if (missing := entry.missing()) is not None:
         pytest.skip(missing)
-    return entry
+
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    return dataclasses.replace(
+        entry,
+        make=lambda: entry.make().to(device),
+        inputs=lambda seed: tree_map(moved, entry.inputs(seed)),
+    )
 
 
-def compilable(name: str) -> Any:
+def compilable(name: str, device: torch.device) -> Any:
     """An entry that Dynamo of this torch can take."""
-    entry = entry_of(name)
+    entry = entry_of(name, device)
     if "transformers" in entry.needs and TorchVersion(torch.__version__) < (2, 7):
         pytest.skip(
             "Dynamo of torch 2.6 cannot trace transformers 5: it asks a code object for names"
@@ -68,6 +79,9 @@ def agree(
     entry: Any, ours: Any, theirs: Any, modules: tuple[nn.Module, nn.Module], **close: float
 ) -> None:
     """Calls with other values, enough to try all ways of running: results, arguments, buffers."""
+    placed = [one for one in tree_leaves(entry.inputs(0)) if isinstance(one, torch.Tensor)]
+    if any(one.is_cuda for one in placed):  # where eager may choose a kernel of cuDNN's
+        close = {"rtol": 1e-3, "atol": 1e-3}
     for seed in range(1, 9):
         given, twin = entry.inputs(seed), entry.inputs(seed)
         with torch.no_grad():
@@ -77,7 +91,7 @@ def agree(
             got = ours(*given)
         torch.testing.assert_close(got, want, **close)
         torch.testing.assert_close(given, twin, **close)
-    torch.testing.assert_close(modules[0].state_dict(), modules[1].state_dict())
+    torch.testing.assert_close(modules[0].state_dict(), modules[1].state_dict(), **close)
 
 
 def whole(entry: Any) -> bool:
@@ -102,22 +116,24 @@ def extracted(entry: Any, gm: fx.GraphModule) -> None:
 
 
 @pytest.mark.parametrize("name", TRACEABLE)
-def test_a_traced_model_agrees_with_eager(name: str, traced: Any) -> None:
-    entry = entry_of(name)
+def test_a_traced_model_agrees_with_eager(name: str, traced: Any, device: torch.device) -> None:
+    entry = entry_of(name, device)
     extracted(entry, traced(entry.make().eval()))
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_a_model_as_operators_agrees_with_eager(name: str) -> None:
-    entry = entry_of(name)
+def test_a_model_as_operators_agrees_with_eager(name: str, device: torch.device) -> None:
+    entry = entry_of(name, device)
     with torch.no_grad():
         gm = make_fx(entry.make().eval())(*entry.inputs(0))
     extracted(entry, gm)
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_a_compiled_model_agrees_with_eager_and_nothing_of_it_runs_eagerly(name: str) -> None:
-    entry = compilable(name)
+def test_a_compiled_model_agrees_with_eager_and_nothing_of_it_runs_eagerly(
+    name: str, device: torch.device
+) -> None:
+    entry = compilable(name, device)
     theirs, ours = entry.make().eval(), entry.make().eval()
     compiled = torch.compile(ours, backend="lazyfx_ltc", fullgraph=whole(entry))
     # AOTAutograd takes bilinear upsampling apart; the same bits come from backend="aot_eager".
@@ -129,8 +145,10 @@ def test_a_compiled_model_agrees_with_eager_and_nothing_of_it_runs_eagerly(name:
 
 @pytest.mark.parametrize("freeze", [False, True], ids=["bound", "frozen"])
 @pytest.mark.parametrize("name", ZOO)
-def test_a_model_without_a_trace_agrees_with_eager(name: str, freeze: bool) -> None:
-    entry = entry_of(name)
+def test_a_model_without_a_trace_agrees_with_eager(
+    name: str, freeze: bool, device: torch.device
+) -> None:
+    entry = entry_of(name, device)
     theirs, ours = entry.make().eval(), entry.make().eval()
     compiled = ltc.compile(ours, freeze=freeze)
     # Batch normalisation within a convolution rounds otherwise, layer upon layer.
@@ -141,8 +159,8 @@ def test_a_model_without_a_trace_agrees_with_eager(name: str, freeze: bool) -> N
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_two_steps_of_training_agree_with_eager(name: str) -> None:
-    entry = compilable(name)
+def test_two_steps_of_training_agree_with_eager(name: str, device: torch.device) -> None:
+    entry = compilable(name, device)
     theirs, ours = entry.make(), entry.make()
     compiled = torch.compile(ours, backend="lazyfx_ltc", fullgraph=whole(entry))
     # AOTAutograd draws the dropout inside of nn.LSTM in another order than eager does.
@@ -163,8 +181,8 @@ def test_two_steps_of_training_agree_with_eager(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert sdpa", "bert eager", "resnet18"])
-def test_ten_steps_of_training_end_with_eagers_parameters(name: str) -> None:
-    entry = compilable(name)
+def test_ten_steps_of_training_end_with_eagers_parameters(name: str, device: torch.device) -> None:
+    entry = compilable(name, device)
     theirs, ours = entry.make(), entry.make()
     compiled = torch.compile(ours, backend="lazyfx_ltc", fullgraph=True)
     optimizers = [torch.optim.SGD(one.parameters(), lr=0.01) for one in (theirs, ours)]
@@ -179,4 +197,4 @@ def test_ten_steps_of_training_end_with_eagers_parameters(name: str) -> None:
         (value.float() - mine[key].float()).abs().max().item()
         for key, value in theirs.state_dict().items()
     )
-    assert worst <= 1e-5
+    assert worst <= (1e-5 if device.type == "cpu" else 1e-3)

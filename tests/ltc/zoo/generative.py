@@ -101,7 +101,8 @@ class VectorQuantizer(nn.Module):
 
 def timestep_embedding(steps: Tensor, width: int, period: int = 10000) -> Tensor:
     half = width // 2
-    freqs = torch.exp(-math.log(period) * torch.arange(half, dtype=torch.float32) / half)
+    counted = torch.arange(half, dtype=torch.float32, device=steps.device)
+    freqs = torch.exp(-math.log(period) * counted / half)
     args = steps[:, None].float() * freqs[None]
     return torch.cat([torch.cos(args), torch.sin(args)], dim=-1)
 

@@ -136,7 +136,8 @@ class RelativeAttention(nn.Module):
         whole = torch.cat([memory, x], dim=1)
         length = whole.shape[1]
         back = torch.arange(length - 1, -1, -1.0, device=x.device)
-        angles = torch.outer(back, 1 / (10000 ** (torch.arange(0.0, width, 2.0) / width)))
+        even = torch.arange(0.0, width, 2.0, device=x.device)
+        angles = torch.outer(back, 1 / (10000 ** (even / width)))
         r = self.r(torch.cat([angles.sin(), angles.cos()], dim=-1)).view(length, self.heads, -1)
         q = self.q(x).view(b, t, self.heads, self.dim)
         k, v = torch.chunk(self.kv(whole), 2, dim=-1)
@@ -204,7 +205,8 @@ class Clip(nn.Module):
             x = block(x, mask)
         x = self.ln_final(x.permute(1, 0, 2))
         # the end of a text is its highest token
-        return x[torch.arange(x.shape[0]), text.argmax(dim=-1)] @ self.text_projection
+        rows = torch.arange(x.shape[0], device=x.device)
+        return x[rows, text.argmax(dim=-1)] @ self.text_projection
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         images, texts = self.encode_image(image), self.encode_text(text)

@@ -273,7 +273,8 @@ class LlamaSliced(nn.Module):
         h = self.tok_embeddings(ids)
         freqs = self.freqs[start : start + t]
         mask = torch.full((t, t), float("-inf"), device=ids.device)
-        mask = torch.hstack([torch.zeros((t, start)), torch.triu(mask, diagonal=1)]).type_as(h)
+        seen = torch.zeros((t, start), device=ids.device)
+        mask = torch.hstack([seen, torch.triu(mask, diagonal=1)]).type_as(h)
         for i, (attend, feed) in enumerate(zip(self.attentions, self.feed_forwards, strict=True)):
             cache = (caches[i, 0], caches[i, 1])
             h = h + attend(self.norms[2 * i](h), start, freqs, mask, cache)

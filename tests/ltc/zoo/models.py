@@ -48,7 +48,7 @@ def squares(outputs: Any) -> Tensor:
     if isinstance(outputs, Tensor):
         if outputs.is_floating_point():
             return outputs.square().mean()
-        return torch.zeros(())
+        return torch.zeros((), device=outputs.device)
     parts = outputs.values() if isinstance(outputs, dict) else outputs
     return torch.stack([squares(part) for part in parts]).sum()
 

@@ -23,9 +23,9 @@ def additive(mask: Tensor) -> Tensor:
     return (1.0 - mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
 
 
-def causal(length: int) -> Tensor:
+def causal(length: int, device: torch.device) -> Tensor:
     """The lowest float above the diagonal, of shape (1, 1, length, length)."""
-    full = torch.full((length, length), torch.finfo(torch.float32).min)
+    full = torch.full((length, length), torch.finfo(torch.float32).min, device=device)
     return full.triu(1)[None, None]
 
 
@@ -76,8 +76,8 @@ class Gpt2(nn.Module):
         length = ids.shape[1]
         out = self.model(
             input_ids=ids,
-            attention_mask=causal(length),
-            position_ids=torch.arange(length)[None],
+            attention_mask=causal(length, ids.device),
+            position_ids=torch.arange(length, device=ids.device)[None],
             use_cache=False,
         )
         return {"logits": out.logits}
@@ -111,7 +111,7 @@ class T5(nn.Module):
             encoder_outputs=(encoded.last_hidden_state,),
             attention_mask=additive(mask),
             decoder_input_ids=target,
-            decoder_attention_mask=causal(target.shape[1]),
+            decoder_attention_mask=causal(target.shape[1], target.device),
             use_cache=False,
         )
         return {"logits": out.logits, "encoded": encoded.last_hidden_state}

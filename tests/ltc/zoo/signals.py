@@ -90,7 +90,7 @@ class WaveNet(nn.Module):
         self.end2 = nn.Conv1d(width, classes, 1)
 
     def forward(self, wave: Tensor) -> Tensor:
-        mu = torch.tensor(self.classes - 1, dtype=wave.dtype)
+        mu = torch.tensor(self.classes - 1, dtype=wave.dtype, device=wave.device)
         x = torch.sign(wave) * torch.log1p(mu * torch.abs(wave)) / torch.log1p(mu)
         x = self.embed(F.pad(x.unsqueeze(1), (1, 0)))
         total = torch.zeros_like(x)

@@ -48,7 +48,7 @@ _CONTAINERS = (tuple, list, dict, set, frozenset)
 _DICTS = (dict, OrderedDict)
 _MAX_DEPTH, _MAX_ITEMS = 8, 1000
 _DEVICE_TYPES = ("cpu", "cuda")
-_ATTENTION_KERNELS = (  # of the CPU as well
+_ATTENTION_KERNELS: tuple[Callable[[], bool], ...] = (  # of the CPU as well
     torch.backends.cuda.flash_sdp_enabled,
     torch.backends.cuda.mem_efficient_sdp_enabled,
     torch.backends.cuda.cudnn_sdp_enabled,

@@ -97,12 +97,33 @@ def _torch_function(
     return results if results is NotImplemented else results[0]
 
 
+def _cudnn(
+    input: torch.Tensor,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Any:
+    """What ``make_fx`` records on a GPU; its backward wants what cuDNN itself has saved."""
+    if not training or running_mean is None or running_var is None:
+        return NotImplemented
+    mean, var = _new_statistics(input, running_mean, running_var, momentum)
+    results = _ATEN.cudnn_batch_norm.default(input, weight, bias, None, None, True, momentum, eps)
+    running_mean.copy_(mean)
+    running_var.copy_(var)
+    return results
+
+
 BATCH_NORMS: dict[Any, Callable[..., Any]] = {
     F.batch_norm: _function,
     torch.batch_norm: _torch_function,
     torch.native_batch_norm: _native,
     _ATEN.native_batch_norm.default: _native,
     _ATEN._native_batch_norm_legit.default: _native,
+    _ATEN.cudnn_batch_norm.default: _cudnn,
 }
 """What is called instead, by function; ``NotImplemented`` means that the function itself will do.
 

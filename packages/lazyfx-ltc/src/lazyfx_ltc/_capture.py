@@ -146,7 +146,7 @@ def capture(
         kept = _kept(first, groups, len(inputs), own) if freeze else {}
         frozen = [Frozen.of(number, state.tensors[place]) for number, place in kept.items()]
         fixed = {one.number: one.tensor for one in frozen}
-        program = build(recording, len(expected), specs, fixed) if recording.text else None
+        program = build(recording, len(expected), specs, fixed, device) if recording.text else None
         if program is not None:
             check_program(program, specs, expected)
     dump(graph, recording, program)

@@ -33,16 +33,21 @@ def lowers(op: str) -> bool:
     return any(_torch_lazy.has_kernel(op, key) for key in _TRANSPARENT)
 
 
-def calls_that_leave(call: Callable[[], Any], op: str) -> tuple[Any, set[str]]:
+def calls_that_leave(call: Callable[[], Any], op: str, device: str = "cpu") -> tuple[Any, set[str]]:
     """What a call of an operator returns, and the operators in it that leave the graph.
 
     Only a composite operator has any. The counters belong to the process, so another thread may
     have moved them: an operator counts if it is there each time the call is repeated.
+
+    Args:
+        call: The call.
+        op: The operator's name.
+        device: The session's device type: its random state is as it was afterwards, too.
     """
     if not is_composite(op):
         return call(), set()
     result, left = None, None
-    random_state = torch.get_rng_state()
+    random_states = {kind: _generators(kind).get_rng_state() for kind in {"cpu", device}}
     for _ in range(_TRIES):
         before = fallback_counts()
         result = call()
@@ -51,8 +56,14 @@ def calls_that_leave(call: Callable[[], Any], op: str) -> tuple[Any, set[str]]:
         if not left:
             return result, set()
     # What left the graph was computed, and may have drawn.
-    torch.set_rng_state(random_state)
+    for kind, state in random_states.items():
+        _generators(kind).set_rng_state(state)
     return result, left or set()
+
+
+def _generators(device: str) -> Any:
+    """Where a device type's random state is got and set."""
+    return torch if device == "cpu" else torch.get_device_module(device)
 
 
 # What is known without a call: these give back what they are given, and count nothing.

@@ -182,7 +182,8 @@ def _merged(
 
     def given(name: str, otherwise: float) -> torch.Tensor | None:
         if _value(numbers, name) == "None":
-            return torch.full((channels,), otherwise, dtype=torch.float64)
+            made = torch.full((channels,), otherwise, dtype=torch.float64)
+            return made.to(weight.device)
         one = known.get(name)
         return None if one is None else one.double()
 

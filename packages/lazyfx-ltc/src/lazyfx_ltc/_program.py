@@ -88,6 +88,7 @@ def build(
     results: int,
     sources: Sequence[TensorSpec],
     frozen: Mapping[int, torch.Tensor],
+    device: str,
 ) -> Program:
     """Compile a recording.
 
@@ -96,6 +97,7 @@ def build(
         results: The number of outputs after the random draws.
         sources: What the sources look like, by number.
         frozen: Sources that are constants, by number.
+        device: The session's device type.
 
     Raises:
         CaptureError: The text does not say what the recording promised.
@@ -176,7 +178,7 @@ def build(
     pure = not effects and all(one.kind.startswith(("aten::", "prim::")) for one in live)
     return Program(
         function=function,
-        runners=Runners(function, text, bound, tried=pure and all(map(_on_cpu, sources))),
+        runners=Runners(function, text, bound, tried=pure and device == "cpu"),
         text=text,
         inputs=tuple(number for name in names if (number := where[name]) is not None),
         labels=tuple(where[name] for name in names),
@@ -186,10 +188,6 @@ def build(
         arity=len(outputs),
         calls=calls,
     )
-
-
-def _on_cpu(spec: TensorSpec) -> bool:
-    return spec.device.type == "cpu"
 
 
 def _constant(value: Any) -> torch.Tensor:

@@ -18,6 +18,7 @@ merges equal scalars into one datum; the model sees a zero-dimensional view.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,7 +145,8 @@ class _Recorder(TorchDispatchMode):
     def _in_parts(
         self, func: Any, name: str, args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
-        result, left = calls_that_leave(lambda: func(*args, **keywords), name)
+        call = functools.partial(func, *args, **keywords)
+        result, left = calls_that_leave(call, name, self.device)
         for one in left:
             self._misses()
             self.missing.setdefault(one, f"{self.runner.where()}, inside {name}")

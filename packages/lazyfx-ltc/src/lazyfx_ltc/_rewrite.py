@@ -54,8 +54,8 @@ def _redirect_keywords(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _redirect_transfer(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """``x.to("cpu", ...)``: the device may be a bare string in second place."""
-    if len(args) > 1 and _is_device_name(args[1]):
+    """``x.to("cpu", ...)``: the device may be a bare string in second place, or a GPU's number."""
+    if len(args) > 1 and (_is_device_name(args[1]) or type(args[1]) is int):
         return (args[0], _LAZY, *args[2:])
     return args
 
