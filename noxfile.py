@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import nox
@@ -85,12 +87,26 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *_workers(), "tests", *session.posargs)
 
 
+def _floors(*names: str) -> Iterator[str]:
+    """The oldest release of everything that packages declare: ``numpy>=1.24`` is numpy 1.24."""
+    yield f"torch=={TORCHES[0]}"
+    for name in names:
+        project = tomllib.loads((ROOT / f"packages/lazyfx-{name}/pyproject.toml").read_text())
+        extras = project["project"].get("optional-dependencies", {})
+        used = EXTRAS.get(name, "").strip("[]").split(",")
+        declared = [one for extra in used if extra for one in extras[extra]]
+        for requirement in (*project["project"]["dependencies"], *declared):
+            if ">=" in requirement and not requirement.startswith("torch>="):
+                yield requirement.replace(">=", "==") + ".*"
+
+
 @nox.session(tags=["ci"], reuse_venv=False)
 @nox.parametrize("package", list(SIBLINGS), ids=list(SIBLINGS))
 def isolated(session: nox.Session, package: str) -> None:
-    """One package's wheel, what it declares, and the tools of its own tests: no other siblings."""
-    wheels = _build_wheels(session, package, *SIBLINGS[package])
-    session.install(f"torch=={DEFAULT_TORCH}", *TESTING, *wheels.values())
+    """One package's wheel and the least that it declares: oldest releases, no other siblings."""
+    names = (package, *SIBLINGS[package])
+    wheels = _build_wheels(session, *names)
+    session.install(*_floors(*names), *UNDECLARED, *TESTING, *wheels.values())
     absent = [name for name in SIBLINGS if name != package and name not in SIBLINGS[package]]
     session.run(
         "python",
@@ -191,16 +207,19 @@ def compat(session: nox.Session, torch: str) -> None:
     ],
 )
 def matrix(session: nox.Session, torch: str, device: str) -> None:
-    """All tests on one release of torch, one Python and one kind of device.
+    """All tests on one release of torch, one Python and one kind of device, and a note of it.
 
     A whole row is a tag: ``nox -t matrix-cpu``. One cell has a name:
-    ``nox -s "matrix-3.12(torch-2.11.0-cpu)"``.
+    ``nox -s "matrix-3.12(torch-2.11.0-cpu)"``. What it gave goes into ``docs/test-runs.json``, and
+    which of torch's private names there are into ``docs/compat.json``, with the pages of both.
     """
     if device == "cuda" and os.environ.get("LAZYFX_REQUIRE_CUDA") != "1" and not _has_gpu():
         session.skip("no NVIDIA GPU here (LAZYFX_REQUIRE_CUDA=1 makes that an error)")
-    _suite(session, f"torch=={torch}", "--device", device)
-    session.run("python", "tests/compat/record.py")  # into docs/compat.json
-    session.run("python", "docs/seams.py")  # the page of it, which the tests of the next row read
+    results = str(Path(session.create_tmp()) / "results.xml")
+    _suite(session, f"torch=={torch}", "--device", device, "--junitxml", results)
+    session.run("python", "docs/compatibility.py", results, device)
+    session.run("python", "tests/compat/record.py")
+    session.run("python", "docs/seams.py")
 
 
 @nox.session
