@@ -116,7 +116,7 @@ def isolated(session: nox.Session, package: str) -> None:
         f"found = [n for n in {absent!r} if importlib.util.find_spec('lazyfx_' + n)]\n"
         "sys.exit(f'these must not be importable here: {found}' if found else 0)",
     )
-    # what is the same in every environment is proved once, by the session tests
+    # what is heavy is proved by the sessions tests and matrix
     session.run("pytest", *_workers(), "-m", "not once", f"tests/{package}", *session.posargs)
 
 
@@ -193,7 +193,7 @@ def _suite(session: nox.Session, torch: str, *options: str) -> None:
 @nox.session(tags=["ci"])
 @nox.parametrize("torch", [TORCHES[0], TORCHES[-1]], ids=["floor", "newest"])
 def compat(session: nox.Session, torch: str) -> None:
-    """The oldest and the newest torch, without what ``tests`` proves once for all."""
+    """The oldest and the newest torch, without the heaviest tests."""
     _suite(session, f"torch=={torch}", "-m", "not once")
 
 

@@ -32,6 +32,7 @@ def _load() -> Any:
 ZOO: dict[str, Any] = _load().ZOO
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ZOO)
 def test_all_graphs_replay_bit_by_bit_from_another_folder(name, tmp_path):
     entry = ZOO[name]

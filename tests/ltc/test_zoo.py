@@ -129,6 +129,7 @@ def test_a_model_as_operators_agrees_with_eager(name: str, device: torch.device)
     extracted(entry, gm)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ZOO)
 def test_a_compiled_model_agrees_with_eager_and_nothing_of_it_runs_eagerly(
     name: str, device: torch.device
@@ -143,7 +144,9 @@ def test_a_compiled_model_agrees_with_eager_and_nothing_of_it_runs_eagerly(
     assert eager_share() == 0
 
 
-@pytest.mark.parametrize("freeze", [False, True], ids=["bound", "frozen"])
+@pytest.mark.parametrize(
+    "freeze", [False, pytest.param(True, marks=pytest.mark.once)], ids=["bound", "frozen"]
+)
 @pytest.mark.parametrize("name", ZOO)
 def test_a_model_without_a_trace_agrees_with_eager(
     name: str, freeze: bool, device: torch.device
@@ -158,6 +161,7 @@ def test_a_model_without_a_trace_agrees_with_eager(
     assert compiled.captures == 1
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_two_steps_of_training_agree_with_eager(name: str, device: torch.device) -> None:
     entry = compilable(name, device)
