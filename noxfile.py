@@ -217,7 +217,7 @@ def matrix(session: nox.Session, torch: str, device: str) -> None:
         session.skip("no NVIDIA GPU here (LAZYFX_REQUIRE_CUDA=1 makes that an error)")
     results = str(Path(session.create_tmp()) / "results.xml")
     _suite(session, f"torch=={torch}", "--device", device, "--junitxml", results)
-    session.run("python", "docs/compatibility.py", results, device)
+    session.run("python", "docs/compatibility.py", device, results)
     session.run("python", "tests/compat/record.py")
     session.run("python", "docs/seams.py")
 

@@ -1,9 +1,10 @@
 """Writes ``docs/compatibility.md``: what the tests gave on each release of torch, from real runs.
 
-``python docs/compatibility.py RESULTS DEVICE`` puts a run into ``docs/test-runs.json`` and writes
-the page. RESULTS is what ``pytest --junitxml`` wrote; torch and Python are those that run this. A
-run in which a test failed is refused: the page says what works, and a failure is to be mended.
-``python docs/compatibility.py`` writes the page alone. ``nox -s matrix`` does all of it.
+``python docs/compatibility.py DEVICE RESULTS...`` puts a run into ``docs/test-runs.json`` and
+writes the page. RESULTS is what ``pytest --junitxml`` wrote, in one file or in several, each for
+other folders; torch and Python are those that run this. A run in which a test failed is refused:
+the page says what works, and a failure is to be mended. ``python docs/compatibility.py`` writes the
+page alone. ``nox -s matrix`` does all of it.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ class FailedRunError(Exception):
     """A run had failures, which do not belong on the page; says which tests."""
 
 
-def read(results: Path) -> dict[str, Run]:
-    """Count the tests in a JUnit file by package.
+def read(*results: Path) -> dict[str, Run]:
+    """Count the tests in JUnit files by package.
 
     Raises:
         FailedRunError: A test failed, or could not be run.
     """
     packages = {name: {"passed": 0, "skipped": Counter()} for name in (*PACKAGES, ACROSS)}
     failed = []
-    for case in ElementTree.parse(results).iter("testcase"):
+    for case in (case for path in results for case in ElementTree.parse(path).iter("testcase")):
         where = case.get("classname", "").split(".")
         folder = where[1] if where[0] == "tests" and len(where) > 1 else ACROSS
         package = packages[folder if folder in PACKAGES else ACROSS]
@@ -173,14 +174,14 @@ def main(arguments: list[str]) -> None:
     if arguments:
         import torch
 
-        results, device = arguments
+        device, *results = arguments
         add(
             {
                 "torch": torch.__version__.partition("+")[0],
                 "python": platform.python_version(),
                 "device": device,
                 "date": datetime.date.today().isoformat(),
-                "packages": read(Path(results)),
+                "packages": read(*map(Path, results)),
             }
         )
     PAGE.write_text(page())

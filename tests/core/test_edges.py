@@ -189,7 +189,7 @@ def test_verification_sees_the_edit(edit):
         gm(X)
 
 
-@pytest.mark.skipif(not hasattr(_config, "enrich_profiler_metadata"), reason="came with torch 2.9")
+@pytest.mark.skipif(not hasattr(_config, "enrich_profiler_metadata"), reason="came after torch 2.9")
 def test_verification_does_not_mistake_a_setting_for_an_edit():
     gm = LazyGraphModule({}, one_op(torch.sin), verify=True)
     with _config.patch(enrich_profiler_metadata=True):

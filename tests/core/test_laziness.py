@@ -172,7 +172,7 @@ def test_python_code_filled_by_somebody_elses_look_is_kept(lazy, x):
 
 def test_reading_the_default_field_of_python_code_first_is_right_too(lazy, plain):
     if "_prologue_start" not in PythonCode.__dataclass_fields__:
-        pytest.skip("PythonCode._prologue_start came with torch 2.9")
+        pytest.skip("PythonCode._prologue_start came after torch 2.9")
     assert lazy.recompile()._prologue_start == plain.recompile()._prologue_start
 
 

@@ -196,7 +196,7 @@ def test_a_limit_is_a_count(wrong, error):
 
 @pytest.mark.skipif(
     not hasattr(fx.GraphModule, "_recompile_submodules"),
-    reason="torch 2.6 does not generate the modules inside again",
+    reason="torch up to 2.9 does not generate the modules inside again",
 )
 def test_seconds_of_nested_plain_modules_are_counted_once(monkeypatch):
     """Each level generates for a second by a clock of our own; the sum is that of the levels."""

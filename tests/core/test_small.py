@@ -376,7 +376,7 @@ def test_profiling_metadata_is_always_generated_again(generations):
     from torch.fx.experimental import _config
 
     if not hasattr(_config, "enrich_profiler_metadata"):
-        pytest.skip("enrich_profiler_metadata came with torch 2.9")
+        pytest.skip("enrich_profiler_metadata came after torch 2.9")
     with _config.patch(enrich_profiler_metadata=True):
         gm = LazyGraphModule({}, sine())
         gm.code

@@ -155,6 +155,10 @@ def test_reset_forgets_what_was_captured() -> None:
     torch.testing.assert_close(compiled(x), model(x))
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.utils, "_metrics_context_tls"),
+    reason="Dynamo counts in one place for all threads, and fails at the second, up to torch 2.9",
+)
 def test_threads_train_at_once(at_once: Callable[..., None]) -> None:
     def work() -> None:
         eager, other = twins()

@@ -440,7 +440,7 @@ def test_a_pytree_signature_with_registered_classes_survives(same, assert_runs_t
     assert type(out["named"]) is Pair
 
 
-@pytest.mark.skipif(not hasattr(fx.graph, "_BoxedCodeGen"), reason="came with torch 2.9")
+@pytest.mark.skipif(not hasattr(fx.graph, "_BoxedCodeGen"), reason="came after torch 2.9")
 def test_boxed_code_survives(same):
     gm = call(torch.sin)
     gm.graph.set_codegen(fx.graph._BoxedCodeGen())
