@@ -106,6 +106,6 @@ def assert_imports_quietly():
         heavy = [each for each in _HEAVY if any(name.startswith(f"{each}.") for name in loaded)]
         assert not heavy, f"importing {package} loads {heavy}"
         assert not seen["patched"], f"importing {package} patches torch.fx"
-        assert seen["lazy"] is None, f"importing {package} initialises the lazy backend"
+        assert seen["lazy"] is None, f"importing {package} initializes the lazy backend"
 
     return check

@@ -68,7 +68,7 @@ def replay_sentences(console: Console) -> tuple[bool, Rows]:
     for one, other, similarity in result.pairs:
         console.print(f"  {similarity:.2f}  {one}", highlight=False)
         console.print(f"        [dim]{other}[/]", highlight=False)
-    agrees = result.same_neighbours and result.largest_difference < 1e-4
+    agrees = result.same_neighbors and result.largest_difference < 1e-4
     console.print(f"  {result.compiled!r}", highlight=False)
     return agrees, [
         (
@@ -76,7 +76,7 @@ def replay_sentences(console: Console) -> tuple[bool, Rows]:
             "ms per call",
             f"{result.eager_ms:.1f}",
             f"{result.replay_ms:.1f}",
-            f"same neighbours: {'yes' if result.same_neighbours else 'NO'}; "
+            f"same neighbors: {'yes' if result.same_neighbors else 'NO'}; "
             f"largest difference {result.largest_difference:.1e}",
         )
     ]

@@ -30,9 +30,9 @@ SENTENCES = (
     "The orchestra rehearsed the symphony until midnight.",
     "Musicians practised the concert late into the night.",
     "Heavy rain flooded several streets in the old town.",
-    "After the storm, roads in the city centre were under water.",
+    "After the storm, roads in the city center were under water.",
     "The compiler removes code whose result nobody uses.",
-    "Dead code is eliminated before the program is optimised.",
+    "Dead code is eliminated before the program is optimized.",
 )
 
 

@@ -24,7 +24,7 @@ class Comparison:
     """Embeddings of the same sentences in two ways, and what a call costs in each."""
 
     pairs: list[tuple[str, str, float]]
-    same_neighbours: bool
+    same_neighbors: bool
     largest_difference: float
     eager_ms: float
     replay_ms: float
@@ -45,15 +45,15 @@ def compare(encoder: SentenceEncoder, folder: Path, graph: fx.GraphModule) -> Co
         compiled = extract_compiled_graph(graph, (ids, mask))
         eager, replayed = encoder(ids, mask), compiled(ids, mask)
         eager_ms, replay_ms = _milliseconds(lambda: encoder(ids, mask), lambda: compiled(ids, mask))
-    neighbours = nearest(replayed)
+    neighbors = nearest(replayed)
     similarity = replayed @ replayed.T
     return Comparison(
         pairs=[
             (SENTENCES[i], SENTENCES[j], similarity[i, j].item())
-            for i, j in enumerate(neighbours.tolist())
-            if i < j or neighbours[j] != i  # two that choose each other are shown once
+            for i, j in enumerate(neighbors.tolist())
+            if i < j or neighbors[j] != i  # two that choose each other are shown once
         ],
-        same_neighbours=torch.equal(neighbours, nearest(eager)),
+        same_neighbors=torch.equal(neighbors, nearest(eager)),
         largest_difference=(eager - replayed).abs().max().item(),
         eager_ms=eager_ms,
         replay_ms=replay_ms,

@@ -136,13 +136,13 @@ def plot(sizes: tuple[int, ...], rows: dict[str, dict[str, float]], path: Path) 
     """Seconds by graph size, one panel for each of the three things that cost."""
     from matplotlib.figure import Figure
 
-    colours = {"fx.GraphModule": "#8a8f98", "torch lazy": "#d98324", "ours": "#1b6ca8"}
+    colors = {"fx.GraphModule": "#8a8f98", "torch lazy": "#d98324", "ours": "#1b6ca8"}
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for panel, what in zip(panels, ("construct", "recompile", "deepcopy"), strict=True):
         for name in CLASSES:
             seconds = [rows[f"{what}, {size:,} nodes"][name] for size in sizes]
-            panel.loglog(sizes, [s * 1e6 for s in seconds], "o-", label=name, color=colours[name])
+            panel.loglog(sizes, [s * 1e6 for s in seconds], "o-", label=name, color=colors[name])
         panel.set_title(what)
         panel.set_xlabel("nodes in the graph")
         panel.grid(alpha=0.25)

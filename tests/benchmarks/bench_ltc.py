@@ -167,9 +167,9 @@ def plot(rows: dict[str, dict[str, float]], path: Path) -> None:
     }
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     panel = figure.subplots()
-    for name, (marker, colour) in looks.items():
+    for name, (marker, color) in looks.items():
         ratios = [values[name] / values["eager"] for values in rows.values()]
-        panel.plot(ratios, range(len(rows)), marker, label=name, color=colour, markersize=8)
+        panel.plot(ratios, range(len(rows)), marker, label=name, color=color, markersize=8)
     panel.axvline(1.0, color="#444444", linewidth=1)
     panel.annotate("eager", (1.0, -0.7), ha="center", annotation_clip=False)
     panel.set_xscale("log")

@@ -85,7 +85,7 @@ def digits() -> Step:
 
 
 def minilm() -> Step:
-    """Fine-tuning the sentence encoder: neighbours in the list are pairs that belong together."""
+    """Fine-tuning the sentence encoder: neighbors in the list are pairs that belong together."""
     from minilm import SENTENCES, load_encoder, tokenize
 
     encoder, folder = load_encoder()

@@ -84,7 +84,7 @@ def test_the_range_of_the_largest_integers_is_kept(value, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*quantize")
-def test_a_quantised_tensor_is_not_described_as_a_plain_one(tmp_path):
+def test_a_quantized_tensor_is_not_described_as_a_plain_one(tmp_path):
     file = write(tmp_path, torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8))
     (spec,) = read_inputs_spec(file)
     assert isinstance(spec, OpaqueSpec)

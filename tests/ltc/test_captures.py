@@ -393,7 +393,7 @@ class Convolutions(nn.Module):
         return self.layers(x)
 
 
-def test_a_network_with_normalisation_trains_as_in_eager() -> None:
+def test_a_network_with_normalization_trains_as_in_eager() -> None:
     model = Convolutions()
     twin = copy.deepcopy(model)
 
@@ -464,7 +464,7 @@ def test_a_call_of_a_new_kind_from_many_threads_is_captured_once(
 
 
 def _graph_of(number: int) -> fx.GraphModule:
-    """One of many graphs; those of neighbours share what torch's cache would tell them apart by."""
+    """One of many graphs; those of neighbors share what torch's cache would tell them apart by."""
     graph = fx.Graph()
     a, b = graph.placeholder("a"), graph.placeholder("b")
     pair = (a, b) if number % 2 else (b, a)

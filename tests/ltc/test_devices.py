@@ -273,12 +273,12 @@ class Called(TorchDispatchMode):
 
 def test_statistics_that_cudnn_would_write_unseen_are_written_in_so_many_words() -> None:
     operator = torch.ops.aten.cudnn_batch_norm.default
-    normalise = BATCH_NORMS[operator]
+    normalize = BATCH_NORMS[operator]
     with Called() as called:
         x = torch.empty(4, 3, 5, 5, device="meta")
         weight, bias, mean, var = (torch.empty(3, device="meta") for _ in range(4))
-        results = normalise(x, weight, bias, mean, var, True, 0.1, 1e-5)
-        assert normalise(x, weight, bias, mean, var, False, 0.1, 1e-5) is NotImplemented
+        results = normalize(x, weight, bias, mean, var, True, 0.1, 1e-5)
+        assert normalize(x, weight, bias, mean, var, False, 0.1, 1e-5) is NotImplemented
     assert len(results) == 4
     (given,) = (args for name, args in called.calls if name == str(operator))
     assert given[3:5] == (None, None)

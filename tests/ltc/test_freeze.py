@@ -85,7 +85,7 @@ def test_batch_norms_that_cannot_be_folded(where: str) -> None:
 
 
 class Chain(nn.Module):
-    """Normalisations after each other, of which a result is used twice, and side by side."""
+    """Normalizations after each other, of which a result is used twice, and side by side."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ assert not [name for name in new if name.startswith(heavy)], new
     assert result.returncode == 0, result.stderr
 
 
-def test_the_session_is_initialised_once_from_many_threads(alone: Alone) -> None:
+def test_the_session_is_initialized_once_from_many_threads(alone: Alone) -> None:
     code = """
 import threading, lazyfx_ltc
 seen = []

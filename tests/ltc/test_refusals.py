@@ -58,7 +58,7 @@ def test_a_bad_example_input_is_named(case: tuple[Any, str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
-def test_a_quantised_example_input_is_refused() -> None:
+def test_a_quantized_example_input_is_refused() -> None:
     with pytest.raises(ltc.InputError, match=r"argument 0: .*seen quantized"):
         extract(plus_one, torch.quantize_per_tensor(X, 0.1, 0, torch.qint8))
 

@@ -185,7 +185,7 @@ def test_a_leaf_that_binds_a_buffer_anew_is_refused() -> None:
 
 
 class Functional(nn.Module):
-    """Batch normalisation as tracing into it leaves it."""
+    """Batch normalization as tracing into it leaves it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -154,7 +154,7 @@ def test_a_model_without_a_trace_agrees_with_eager(
     entry = entry_of(name, device)
     theirs, ours = entry.make().eval(), entry.make().eval()
     compiled = ltc.compile(ours, freeze=freeze)
-    # Batch normalisation within a convolution rounds otherwise, layer upon layer.
+    # Batch normalization within a convolution rounds otherwise, layer upon layer.
     close = {"rtol": 1e-4, "atol": 1e-4} if freeze else {}
     agree(entry, compiled, theirs, (ours, theirs), **close)
     assert compiled.fallbacks == ()

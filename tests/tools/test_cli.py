@@ -481,7 +481,7 @@ def on_a_terminal(arguments, **environment):
     return seen.decode()
 
 
-def test_colour_and_progress_are_for_terminals_only(dumps):
+def test_color_and_progress_are_for_terminals_only(dumps):
     _, one, two = dumps
     assert "\x1b[" in on_a_terminal(["diff", one, two])
     plain = on_a_terminal(["diff", one, two], NO_COLOR="1")

@@ -276,15 +276,15 @@ def test_a_mutation_that_is_left_out_is_called_one(device):
 
 
 def test_float64_finds_what_is_within_eagers_tolerance(device):
-    def normalised(x):
+    def normalized(x):
         return F.layer_norm(x, (8,))
 
     x = torch.randn(4, 8).to(device) * 1.3
-    fault = planted("missing eps", normalised, x, "aten.native_layer_norm.default")
+    fault = planted("missing eps", normalized, x, "aten.native_layer_norm.default")
     compiler = faulty(fault.plant)
-    assert compare_compiled(normalised, (x,), compiler, "eager").agrees
-    assert compare_compiled(normalised, (x,), compiler, "float64").divergence.node == fault.node
-    assert not compare_compiled(normalised, (x,), compiler, rtol=1e-7, atol=0.0).agrees
+    assert compare_compiled(normalized, (x,), compiler, "eager").agrees
+    assert compare_compiled(normalized, (x,), compiler, "float64").divergence.node == fault.node
+    assert not compare_compiled(normalized, (x,), compiler, rtol=1e-7, atol=0.0).agrees
 
 
 def test_an_error_that_no_result_shows_is_found_only_when_every_node_is_looked_at(device):
@@ -576,7 +576,7 @@ def test_a_fault_that_only_shows_while_a_value_is_not_a_result_is_found(device):
 
     found = compare_compiled(chain, (torch.ones(2, device=device),), faulty(plant)).divergence
     assert (found.node, found.alone) == ("sin", False)
-    assert "among its neighbours" in str(found)
+    assert "among its neighbors" in str(found)
 
 
 def test_errors_that_add_up_are_no_fault(device):

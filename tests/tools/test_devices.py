@@ -27,7 +27,7 @@ from lazyfx_tools import (
     render_html,
 )
 from lazyfx_tools.compare._reference import RandomState
-from lazyfx_tools.compare._torch_compare import is_uninitialised, unwritten_results
+from lazyfx_tools.compare._torch_compare import is_uninitialized, unwritten_results
 from lazyfx_tools.minify._search import seeded
 
 aten = torch.ops.aten
@@ -207,7 +207,7 @@ def test_the_results_that_torchs_attention_leaves_unwritten_are_known(name, drop
     assert not (dropout and unwritten & states)
     for place, one in enumerate(returned):
         item = graph.call_function(operator.getitem, (node, place))
-        assert is_uninitialised(item) is (one in unwritten)
+        assert is_uninitialized(item) is (one in unwritten)
 
 
 class Attention(nn.Module):

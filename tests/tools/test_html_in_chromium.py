@@ -128,8 +128,8 @@ class Browser:
     def text(self, selector):
         return self.run(f"document.querySelector({selector!r})?.innerText ?? null")
 
-    def colours(self):
-        """How many colours there are on the canvas."""
+    def colors(self):
+        """How many colors there are on the canvas."""
         return self.run(
             """(() => {
               const canvas = document.querySelector("canvas");
@@ -281,7 +281,7 @@ def test_an_address_leads_back_to_where_it_came_from(browser, page):
     assert browser.text("#details h2") == "sum_2"
 
 
-def test_a_node_shows_what_is_known_and_its_neighbours_are_one_click_away(browser, page):
+def test_a_node_shows_what_is_known_and_its_neighbors_are_one_click_away(browser, page):
     browser.open(page, "#a%2Fforward/graph/product_1")
     details = browser.text("#details")
     for expected in ("aten.mm.default", "[8, 16]", "float32", "meta", "512 bytes", "250 ms"):
@@ -330,7 +330,7 @@ def test_search_goes_through_what_it_finds_and_opens_modules_around_it(browser, 
     assert browser.problems() == []
 
 
-def test_the_picture_is_painted_and_each_colouring_changes_it(browser, page):
+def test_the_picture_is_painted_and_each_coloring_changes_it(browser, page):
     browser.open(page, "#a%2Fforward/graph")
     browser.click("Open all")
     pictures = set()
@@ -340,7 +340,7 @@ def test_the_picture_is_painted_and_each_colouring_changes_it(browser, page):
             f"one.value = {mode!r}; one.dispatchEvent(new Event('change')); }})()"
         )
         browser.settle()
-        assert browser.colours() > 20
+        assert browser.colors() > 20
         shot = browser.call("Page.captureScreenshot", format="png")["data"]
         pictures.add(zlib.crc32(base64.b64decode(shot)))
     assert len(pictures) == 4
@@ -379,9 +379,9 @@ def test_a_module_opens_and_closes(browser, page):
     assert browser.text("#details h2") == "layers.1"
     assert "4" in browser.text("#details dl")  # nodes: its weight, product, relu and sum
     browser.click("Close", "#details")
-    closed = browser.colours()
+    closed = browser.colors()
     browser.click("Open", "#details")
-    assert browser.colours() != closed
+    assert browser.colors() != closed
     assert browser.problems() == []
 
 
@@ -646,11 +646,11 @@ def test_ten_thousand_nodes_open_search_and_paint(browser, tmp_path):
     )
     browser.open(path, "#large/graph")
     browser.click("Open all")
-    assert browser.colours() > 5
+    assert browser.colors() > 5
     browser.run("location.hash = '#large/graph/relu_1700'; 1")
     browser.settle()
     assert browser.text("#details h2") == "relu_1700"
-    assert browser.colours() > 20
+    assert browser.colors() > 20
     for view in ("code", "tensors", "memory"):
         browser.run(f"location.hash = '#large/{view}/relu_1700'; 1")
         browser.settle()

@@ -1,7 +1,7 @@
 """What compilers of training steps are measured and tested on: nine workloads, two real ones.
 
 The nine are those that torch's own ``memory_efficient_fusion`` was measured on: chains of pointwise
-operators as its notebook has them, normalisation, attention, an MLP, two small GPTs.
+operators as its notebook has them, normalization, attention, an MLP, two small GPTs.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class LayerNormGelu(nn.Module):
         self.weight, self.bias = (nn.Parameter(torch.randn(width)) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scale = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + 1e-5)
-        return F.gelu(centred * scale * self.weight + self.bias)
+        centered = x - x.mean(-1, keepdim=True)
+        scale = torch.rsqrt((centered * centered).mean(-1, keepdim=True) + 1e-5)
+        return F.gelu(centered * scale * self.weight + self.bias)
 
 
 class DropoutResidualNorm(nn.Module):

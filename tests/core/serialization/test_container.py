@@ -379,9 +379,9 @@ def test_what_is_not_plain_memory_is_refused_by_name(path, case):
 
 
 @pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
-def test_a_quantised_tensor_is_refused_by_name(path):
+def test_a_quantized_tensor_is_refused_by_name(path):
     tensor = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
-    with pytest.raises(SerializationError, match=r"tensors\[0\] \('q'\) is quantised.*dequantize"):
+    with pytest.raises(SerializationError, match=r"tensors\[0\] \('q'\) is quantized.*dequantize"):
         write_container(path, b"", [tensor], names=["q"])
 
 

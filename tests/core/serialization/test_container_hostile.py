@@ -377,7 +377,7 @@ TABLES = {
     "too many dimensions": (row(1, size=[1] * 65, stride=[1] * 65), "at most 64"),
     "deep size": (row(1, size=[[[2]]]), "size is a list of 1"),
     "unknown dtype": (row(1, dtype="float33"), "dtype is 'float33', which torch .* does not have"),
-    "quantised dtype": (row(1, dtype="qint8"), "dtype is 'qint8'"),
+    "quantized dtype": (row(1, dtype="qint8"), "dtype is 'qint8'"),
     "a class as dtype": (row(1, dtype="Tensor"), "dtype is 'Tensor'"),
     "alias of a dtype": (row(1, dtype="float"), "dtype is 'float'"),
     "dtype of a list": (row(1, dtype=["float32"]), "dtype is"),

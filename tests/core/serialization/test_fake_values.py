@@ -347,7 +347,7 @@ def test_a_tensor_keeps_a_device_that_is_not_here(
         assert (found.t() + 1).device == torch.device(device)
 
 
-def test_only_the_first_device_of_a_kind_is_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_device_of_a_kind_is_initialized(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int | None] = []
     name = "torch._subclasses.fake_tensor.init_gpu_context"
     monkeypatch.setattr(name, lambda device: seen.append(device.index))
@@ -431,7 +431,7 @@ def test_comparisons_come_to_what_they_came_to_and_guard_in_the_new_environment(
 
 def test_what_was_learned_before_is_known_after() -> None:
     a, b = symbolic_mode((4, 6), (5, 7))
-    assert a.shape[0] * 2 == 8  # specialises
+    assert a.shape[0] * 2 == 8  # specializes
     assert a.shape[1] % 3 == 0
     assert b.shape[0] > 4
     found, reader = check_same([a, b, a.shape[0], a.shape[1] * 2])

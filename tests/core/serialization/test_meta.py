@@ -362,7 +362,7 @@ def test_what_the_module_and_a_node_share_is_stored(door, value):
     assert back.meta["held"] == nodes(back)[0].meta["held"] == value
 
 
-class Colour(enum.Flag):
+class Color(enum.Flag):
     RED = 1
     BLUE = 2
 
@@ -370,14 +370,14 @@ class Colour(enum.Flag):
 def test_combinations_of_flags_come_back_or_are_left_out(door):
     gm = three_nodes()
     x, sin, _ = nodes(gm)
-    x.meta["flags"] = Colour.RED | Colour.BLUE
-    sin.meta["flags"] = Colour(0)
+    x.meta["flags"] = Color.RED | Color.BLUE
+    sin.meta["flags"] = Color(0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         back = door(gm)
     left_out = any(item.category is DroppedMetadataWarning for item in caught)
     seen = [node.meta.get("flags") for node in nodes(back)[:2]]
-    assert seen == ([None, None] if left_out else [Colour.RED | Colour.BLUE, Colour(0)])
+    assert seen == ([None, None] if left_out else [Color.RED | Color.BLUE, Color(0)])
 
 
 @pytest.mark.parametrize("what", ["node", "graph", "module", "method", "a list of the module"])

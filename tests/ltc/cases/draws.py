@@ -88,7 +88,7 @@ CASES: dict[str, Case] = {
         lambda q: F.scaled_dot_product_attention(q, q, q, dropout_p=0.3),
         torch.randn(1, 2, 3, 4),
     ),
-    "randomised relu": case(lambda a: F.rrelu(a, training=True), X),
+    "randomized relu": case(lambda a: F.rrelu(a, training=True), X),
     "many draws of different kinds": case(
         lambda a: F.dropout(torch.randn(3, 4) + torch.rand_like(a), 0.5) * torch.bernoulli(a * 0),
         X,

@@ -84,7 +84,7 @@ def drawn(a: Any) -> Any:
     return a + torch.empty(3, 4).uniform_(generator=torch.Generator())
 
 
-def quantised() -> torch.Tensor:
+def quantized() -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)
@@ -228,7 +228,7 @@ extraction("a function", "GraphModule", lambda: plain, (X,))
 extraction("a graph without a module", "GraphModule", lambda: traced().graph, (X,))
 extraction("a graph that names what is not there", "node 'nowhere'", nowhere, (X,))
 extraction("a graph out of order", "InvalidGraphError", unordered, (X,))
-extraction("quantised in", "argument 0: .*quantized", traced, (quantised(),))
+extraction("quantized in", "argument 0: .*quantized", traced, (quantized(),))
 extraction("nested in", "argument 0: .*nested", traced, (nested(),))
 extraction(
     "a negative view in",

@@ -213,7 +213,7 @@ CASES |= {
         nn.InstanceNorm2d(4, track_running_stats=True),
         IMAGE,
         how="leaf",
-        refused="statistics of a batch normalisation",
+        refused="statistics of a batch normalization",
     ),
     "F.batch_norm on arguments": case(
         lambda x, m, v: F.batch_norm(x, m, v, training=True), X, torch.zeros(4), torch.ones(4)

@@ -15,7 +15,7 @@ X = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
 
 
-class Colour(enum.Enum):
+class Color(enum.Enum):
     RED = 1
     BLUE = 2
 
@@ -45,9 +45,9 @@ class Frozen(nn.Module):
 
 CASES: dict[str, Case] = {
     "an enumeration": case(
-        python(lambda a, c: a * 2 if c is Colour.RED else a * 3, 2),
-        *(X, Colour.RED),
-        others=[("expected <Colour.RED", (X, Colour.BLUE))],
+        python(lambda a, c: a * 2 if c is Color.RED else a * 3, 2),
+        *(X, Color.RED),
+        others=[("expected <Color.RED", (X, Color.BLUE))],
     ),
     "an enumeration of numbers": case(
         lambda a, n: a * n, X, Level.LOW, others=[("expected <Level.LOW", (X, Level.HIGH))]

@@ -185,7 +185,7 @@ CASES: dict[str, Case] = {
         lambda a, b: (b.narrow(0, 2, 5).mul_(-1), a + 1, a)[1:],
         *(lambda one: (one, one.view(-1)))(X.clone()),
     ),
-    "neighbours in one memory": case(
+    "neighbors in one memory": case(
         first_then_second, *(lambda memory: (memory[:4], memory[4:8]))(WINDOW.clone())
     ),
     "even and odd elements of one memory": case(

@@ -240,7 +240,7 @@ class RadianceField(nn.Module):
         self.first = nn.Linear(inside, 48)
         self.second = nn.Linear(48 + inside, 48)
         self.sigma = nn.Linear(48, 1)
-        self.colour = nn.Sequential(nn.Linear(48 + 3, 24), nn.ReLU(), nn.Linear(24, 3))
+        self.color = nn.Sequential(nn.Linear(48 + 3, 24), nn.ReLU(), nn.Linear(24, 3))
 
     def forward(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         depth = torch.linspace(2.0, 6.0, self.samples, device=origins.device)
@@ -250,7 +250,7 @@ class RadianceField(nn.Module):
         h = F.relu(self.first(encoded))
         h = F.relu(self.second(torch.cat([h, encoded], dim=-1)))
         view = F.normalize(directions, dim=-1)[:, None, :].expand_as(points)
-        rgb = torch.sigmoid(self.colour(torch.cat([h, view], dim=-1)))
+        rgb = torch.sigmoid(self.color(torch.cat([h, view], dim=-1)))
         sigma = F.softplus(self.sigma(h).squeeze(-1))
         delta = torch.cat([depth[1:] - depth[:-1], torch.full_like(depth[:1], 1e10)])
         alpha = 1.0 - torch.exp(-sigma * delta)

@@ -91,7 +91,7 @@ class ResNet18(nn.Module):
 
 
 class StandardizedConv2d(nn.Conv2d):
-    """Weight standardisation (Qiao et al. 2019): the weights are normalised at each call."""
+    """Weight standardization (Qiao et al. 2019): the weights are normalized at each call."""
 
     def forward(self, x: Tensor) -> Tensor:
         var, mean = torch.var_mean(self.weight, dim=[1, 2, 3], keepdim=True, unbiased=False)
@@ -116,7 +116,7 @@ class PreActivation(nn.Module):
 
 
 class GroupNormNet(nn.Module):
-    """Big Transfer's ResNet (Kolesnikov et al. 2019): group norm and standardised weights."""
+    """Big Transfer's ResNet (Kolesnikov et al. 2019): group norm and standardized weights."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
@@ -289,8 +289,8 @@ class FeaturePyramid(nn.Module):
             scores.append(self.score(p).permute(0, 2, 3, 1).reshape(batch, -1, self.classes))
             boxes.append(self.box(p).permute(0, 2, 3, 1).reshape(batch, -1, 4))
         joined = torch.cat(boxes, dim=1)
-        centre, size = joined[..., :2].sigmoid(), joined[..., 2:].clamp(max=4.0).exp()
-        corners = torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+        center, size = joined[..., :2].sigmoid(), joined[..., 2:].clamp(max=4.0).exp()
+        corners = torch.cat([center - size / 2, center + size / 2], dim=-1)
         return {"scores": torch.cat(scores, dim=1), "boxes": corners}
 
 

@@ -219,7 +219,7 @@ ZOO: dict[str, Entry] = {
         constant(torch.tensor([[0, 2, 5, 7], [0, 3, 3, 6], [0, 1, 4, 8]])),
         traceable=True,
     ),
-    "quantised embedding": entry(
+    "quantized embedding": entry(
         tables.QuantizedEncoder, below(100, 4, 6), mask(4, 6), traceable=True
     ),
     "graph convolution": entry(

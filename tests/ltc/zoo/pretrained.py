@@ -30,7 +30,7 @@ def causal(length: int, device: torch.device) -> Tensor:
 
 
 class Bert(nn.Module):
-    """Masked language modelling; ``attention`` is "eager" or "sdpa"."""
+    """Masked language modeling; ``attention`` is "eager" or "sdpa"."""
 
     def __init__(self, attention: str) -> None:
         super().__init__()

@@ -127,7 +127,7 @@ class TemporalBlock(nn.Module):
 
 
 class Tcn(nn.Module):
-    """A temporal convolutional network (Bai et al. 2018), its weights normalised."""
+    """A temporal convolutional network (Bai et al. 2018), its weights normalized."""
 
     def __init__(self, classes: int = 6) -> None:
         super().__init__()

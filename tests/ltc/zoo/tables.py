@@ -91,7 +91,7 @@ class QuantizedRows(nn.Module):
 
 
 class QuantizedEncoder(nn.Module):
-    """A bag of quantised words, an int4-packed layer, and a head in floats that can be trained."""
+    """A bag of quantized words, an int4-packed layer, and a head in floats that can be trained."""
 
     packed: Tensor
     packed_scales: Tensor
@@ -118,7 +118,7 @@ class QuantizedEncoder(nn.Module):
 
 
 class GraphConv(nn.Module):
-    """Kipf and Welling (2016): messages are summed with both degrees normalised."""
+    """Kipf and Welling (2016): messages are summed with both degrees normalized."""
 
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class GraphAttention(nn.Module):
 
 
 class EdgeConvNet(nn.Module):
-    """The nearest neighbours of each point, found and gathered (Wang et al. 2018)."""
+    """The nearest neighbors of each point, found and gathered (Wang et al. 2018)."""
 
     def __init__(self, k: int = 6, classes: int = 5) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class EdgeConvNet(nn.Module):
         )
         self.fc = nn.Linear(2 * 24, classes)
 
-    def neighbours(self, x: Tensor) -> Tensor:
+    def neighbors(self, x: Tensor) -> Tensor:
         batch, channels, count = x.size()
         inner = -2 * torch.matmul(x.transpose(2, 1), x)
         square = torch.sum(x**2, dim=1, keepdim=True)
@@ -213,7 +213,7 @@ class EdgeConvNet(nn.Module):
         return torch.cat((near - x, x), dim=3).permute(0, 3, 1, 2).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(self.neighbours(x)).max(dim=-1, keepdim=False)[0]
-        x = self.conv2(self.neighbours(x)).max(dim=-1, keepdim=False)[0]
+        x = self.conv1(self.neighbors(x)).max(dim=-1, keepdim=False)[0]
+        x = self.conv2(self.neighbors(x)).max(dim=-1, keepdim=False)[0]
         x = torch.cat([F.adaptive_max_pool1d(x, 1), F.adaptive_avg_pool1d(x, 1)], dim=1)
         return self.fc(x.squeeze(-1))

@@ -59,7 +59,7 @@ class Graphs:
 
 
 class _Once:
-    """Serialises the calls of an ``aot_function`` until its first one has compiled it."""
+    """Serializes the calls of an ``aot_function`` until its first one has compiled it."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function

@@ -25,8 +25,8 @@ def plot(report: MemoryReport, path: str | os.PathLike[str]) -> None:
             command="python -m pip install 'lazyfx-compilers[plot]'",
         ) from error
     measured = [
-        (name, usage, colour)
-        for name, usage, colour in (
+        (name, usage, color)
+        for name, usage, color in (
             ("eager", report.eager, _EAGER),
             ("compiled", report.compiled, _COMPILED),
         )
@@ -35,8 +35,8 @@ def plot(report: MemoryReport, path: str | os.PathLike[str]) -> None:
     figure = Figure(figsize=(9, 6 if measured else 3.2), layout="constrained")
     axes: list[Any] = list(figure.subplots(2 if measured else 1, squeeze=False)[:, 0])
     if measured:
-        for name, usage, colour in measured:
-            _draw_usage(axes[0], name, usage, colour)
+        for name, usage, color in measured:
+            _draw_usage(axes[0], name, usage, color)
         axes[0].set(xlabel="ms, while a profiler runs", ylabel="MB in use", ylim=(0, None))
         axes[0].set_title(f"{report.name}: measured", loc="left", fontsize=10)
         axes[0].legend(frameon=False, loc="upper left", fontsize=8)
@@ -47,13 +47,13 @@ def plot(report: MemoryReport, path: str | os.PathLike[str]) -> None:
     figure.savefig(path)
 
 
-def _draw_usage(axes: Any, name: str, usage: Usage, colour: str) -> None:
+def _draw_usage(axes: Any, name: str, usage: Usage, color: str) -> None:
     sizes = [one / 1e6 for one in usage.nbytes]
     label = f"{name}: peak {usage.peak / 1e6:.1f} MB"
-    axes.step(usage.milliseconds, sizes, where="post", color=colour, label=label)
+    axes.step(usage.milliseconds, sizes, where="post", color=color, label=label)
     if usage.middle:
         middle = usage.milliseconds[usage.middle - 1]
-        axes.axvline(middle, color=colour, linewidth=0.8, linestyle=":")
+        axes.axvline(middle, color=color, linewidth=0.8, linestyle=":")
 
 
 def _draw_simulation(axes: Any, report: MemoryReport) -> None:

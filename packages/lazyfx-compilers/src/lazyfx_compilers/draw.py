@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ._types import FxCompiler
 
-_COLOURS = {
+_COLORS = {
     "placeholder": "#dbeafe",
     "get_attr": "#fef3c7",
     "call_function": "#ffffff",
@@ -116,7 +116,7 @@ def to_dot(graph: fx.Graph) -> str:
     number = {node: i for i, node in enumerate(graph.nodes)}
     for node, i in number.items():
         label = "\\n".join(_quote(text) for text in _label(node))
-        lines.append(f'  n{i} [label="{label}", fillcolor="{_COLOURS[node.op]}"];')
+        lines.append(f'  n{i} [label="{label}", fillcolor="{_COLORS[node.op]}"];')
     for node, i in number.items():
         lines += [f"  n{number[source]} -> n{i};" for source in node.all_input_nodes]
     return "\n".join([*lines, "}", ""])
@@ -155,7 +155,7 @@ def to_svg(graph: fx.Graph) -> str:
         parts.append(
             f"<g><title>{escape(node.format_node() or node.name)}</title>"
             f'<rect x="{x:.1f}" y="{y}" width="{w:.1f}" height="{_BOX_HEIGHT}" rx="6" '
-            f'fill="{_COLOURS[node.op]}" stroke="#334155"/>'
+            f'fill="{_COLORS[node.op]}" stroke="#334155"/>'
             f'<text x="{x + w / 2:.1f}" y="{y + 17}" text-anchor="middle" font-weight="bold">'
             f"{escape(name)}</text>"
             f'<text x="{x + w / 2:.1f}" y="{y + 32}" text-anchor="middle" fill="#475569">'
@@ -186,13 +186,13 @@ def _layout(graph: fx.Graph) -> dict[fx.Node, tuple[float, int, float]]:
     directed = networkx.DiGraph()
     directed.add_nodes_from(graph.nodes)
     directed.add_edges_from((s, node) for node in graph.nodes for s in node.all_input_nodes)
-    centre: dict[fx.Node, float] = {}
+    center: dict[fx.Node, float] = {}
     place: dict[fx.Node, tuple[float, int, float]] = {}
     order = {node: i for i, node in enumerate(graph.nodes)}
     for depth, layer in enumerate(networkx.topological_generations(directed)):
         # below the middle of what it uses, so that arrows cross as little as one pass allows
         wanted = {
-            node: sum(centre[s] for s in node.all_input_nodes) / len(node.all_input_nodes)
+            node: sum(center[s] for s in node.all_input_nodes) / len(node.all_input_nodes)
             if node.all_input_nodes
             else 0.0
             for node in layer
@@ -202,6 +202,6 @@ def _layout(graph: fx.Graph) -> dict[fx.Node, tuple[float, int, float]]:
             w = max(len(text) for text in _label(node)) * _CHARACTER + 20
             left = max(x, wanted[node] - w / 2)
             place[node] = (left, _MARGIN + depth * (_BOX_HEIGHT + _GAP_Y), w)
-            centre[node] = left + w / 2
+            center[node] = left + w / 2
             x = left + w + _GAP_X
     return place

@@ -137,7 +137,7 @@ def memory_efficient_fusion(
         BudgetWarning: On calling, more has to be saved than ``budget`` allows.
         FallbackWarning: On calling, a graph runs eagerly because of ``fallback``.
 
-    Thread-safety: calls may race; compilation is serialised across the process. While a module is
+    Thread-safety: calls may race; compilation is serialized across the process. While a module is
     compiled, do not run the *original* in another thread: torch traces by putting fake parameters
     into it for the time being.
     """

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def ts_compile(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    """Compile ``gm`` with TorchScript: script, remove mutation, freeze, optimise.
+    """Compile ``gm`` with TorchScript: script, remove mutation, freeze, optimize.
 
     A graph of Python functions (what Dynamo hands to ``torch.compile(backend=ts_compile)``) goes
     through AOTAutograd first, so that it trains.
@@ -53,7 +53,7 @@ def ts_compile(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..
     Thread-safety: silencing the deprecation warning uses ``warnings.catch_warnings``, which is
     global to the process; compile in one thread at a time.
     """
-    return _compile(require_graph(gm, "ts_compile"), example_inputs, ts_compile, optimise=True)
+    return _compile(require_graph(gm, "ts_compile"), example_inputs, ts_compile, optimize=True)
 
 
 def simple_ts_compile(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -62,7 +62,7 @@ def simple_ts_compile(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Call
     Arguments, result and errors are those of :func:`ts_compile`.
     """
     checked = require_graph(gm, "simple_ts_compile")
-    return _compile(checked, example_inputs, simple_ts_compile, optimise=False)
+    return _compile(checked, example_inputs, simple_ts_compile, optimize=False)
 
 
 def nnc_jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,7 +79,7 @@ def _compile(
     example_inputs: Sequence[Any],
     compiler: Callable[..., Any],
     *,
-    optimise: bool,
+    optimize: bool,
 ) -> Callable[..., Any]:
     if _torch_aot.is_dynamo_graph(gm):
         return _torch_aot.compile_dynamo_graph(
@@ -90,11 +90,11 @@ def _compile(
         prepared, in_box = _prepare(gm, example_inputs, name)
         try:
             program: torch.jit.ScriptModule = torch.jit.script(prepared)
-            if optimise:
+            if optimize:
                 _torch_aot.jit_remove_mutation(program.graph)
             if not _calls_modules_that_train(gm):  # freezing would put them in evaluation mode
                 program = torch.jit.freeze(program.eval())
-                if optimise:
+                if optimize:
                     program = torch.jit.optimize_for_inference(program)
         except Exception as error:
             raise TorchScriptUnsupportedError(_explain(prepared, error, name)) from error

@@ -129,7 +129,7 @@ def write_container(
         names: What people see of each tensor; need not be unique. By default ``tensor0`` …
 
     Raises:
-        SerializationError: A tensor is not plain memory, such as a sparse, quantised or fake one;
+        SerializationError: A tensor is not plain memory, such as a sparse, quantized or fake one;
             names it and what to store instead. Or there are too many for a safetensors file.
         OSError: The file cannot be written. The old one is untouched.
     """

@@ -12,7 +12,7 @@ The converse does not hold, ``node.args = tuple(node.args)`` makes new objects o
 :func:`describe_change` compares values and names the node.
 
 Not every argument prints the same for ever: the text of a ``SymInt`` changes when its symbol is
-specialised. A snapshot of a graph that holds anything but plain constants is not *exact*, and
+specialized. A snapshot of a graph that holds anything but plain constants is not *exact*, and
 code is generated again. So is code that depends on what is outside the graph (a code generator of
 the user's own, profiling metadata).
 """

@@ -98,7 +98,7 @@ class TensorTable:
 def storable_dtypes() -> dict[str, torch.dtype]:
     """Name to dtype, for each dtype of this torch whose values are nothing but their bytes."""
     found = {str(v)[6:]: v for v in vars(torch).values() if isinstance(v, torch.dtype)}
-    # Quantised values need a scale that lies outside of the storage.
+    # Quantized values need a scale that lies outside of the storage.
     return {name: dtype for name, dtype in found.items() if not name.startswith(("qint", "quint"))}
 
 

@@ -49,7 +49,7 @@ def describe_tensors(tensors: Sequence[torch.Tensor], names: Sequence[str] | Non
     """Entries for ``tensors``, and the storages they use, each once. Reads no value.
 
     Raises:
-        SerializationError: A tensor is not plain memory (sparse, quantised, nested, a subclass, a
+        SerializationError: A tensor is not plain memory (sparse, quantized, nested, a subclass, a
             fake tensor …) or shares part of its memory in a way that cannot be stored; names it.
         TypeError: An element of ``tensors`` is not a tensor, or of ``names`` not a string.
         ValueError: ``names`` has another length than ``tensors``.
@@ -155,7 +155,7 @@ def _storage(tensor: torch.Tensor, index: int, label: str) -> torch.UntypedStora
     elif tensor.layout is not torch.strided:
         problem, step = f"of layout {tensor.layout}", "store tensor.to_dense()"
     elif tensor.is_quantized or tensor.dtype not in _STORABLE:
-        problem, step = f"quantised ({tensor.dtype})", "store tensor.dequantize()"
+        problem, step = f"quantized ({tensor.dtype})", "store tensor.dequantize()"
     elif tensor.dim() > MAX_DIMENSIONS:
         problem = f"of {tensor.dim()} dimensions, more than {MAX_DIMENSIONS}"
         step = "store it flattened"

@@ -3,7 +3,7 @@
 Fake tensors are put together as torch's own converter does it, from a tensor on the ``meta`` device
 and the device it claims to be on, not by running operators under the mode. Nothing is allocated,
 whatever the sizes say. A tensor on a device that is not there can be read; where CUDA is there,
-torch initialises it for the first fake CUDA tensor.
+torch initializes it for the first fake CUDA tensor.
 
 Tensors with symbolic sizes are made by the constructor for wrapper subclasses, because it takes
 sizes as they are: every operator would first check them, symbol by symbol, for some 400 µs.
@@ -280,7 +280,7 @@ class FakeReader:
     def _wrap(self, element: Any, layout: _Layout) -> Any:
         device = layout.device
         if device.index:
-            # torch initialises the device it is told; one of this number may not be there.
+            # torch initializes the device it is told; one of this number may not be there.
             made = self._fake_tensor(self._mode, element, torch.device(device.type, 0))
             own = vars(made)
             own["_fake_device" if "_fake_device" in own else "fake_device"] = device

@@ -1,7 +1,7 @@
 """A graph captured once on torch's lazy device and replayed without retracing.
 
 The same result as eager, or a clear error before anything ran. Importing this package does not
-initialise the lazy backend; the first extraction does, or :func:`initialize`.
+initialize the lazy backend; the first extraction does, or :func:`initialize`.
 """
 
 from ._compile import Compiled, compile

@@ -1,4 +1,4 @@
-"""Batch normalisation in train mode, with its running statistics.
+"""Batch normalization in train mode, with its running statistics.
 
 The operator writes the statistics behind its schema's back, so that neither functionalization nor
 the lazy backend sees it. Here it is called without them, and they are updated in so many words. The

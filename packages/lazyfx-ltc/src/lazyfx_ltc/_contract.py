@@ -151,8 +151,8 @@ class _Observer(TorchDispatchMode):
                 self.written.update(storage_key(one) for one in statistics)
                 if not self.source_storages.issuperset(map(storage_key, statistics)):
                     raise CaptureError(
-                        f"{self.runner.where()} updates statistics of a batch normalisation that"
-                        " are neither arguments nor tensors of the model (instance normalisation"
+                        f"{self.runner.where()} updates statistics of a batch normalization that"
+                        " are neither arguments nor tensors of the model (instance normalization"
                         " does, which keeps running statistics); use track_running_stats=False"
                     )
         if base.startswith("aten::_foreach_"):
@@ -165,9 +165,9 @@ class _Observer(TorchDispatchMode):
         memory = [storage_key(one) for one in _tensors([given.get(name) for name in names])]
         if len(set(memory)) < len(memory) or not given["input"].numel():
             raise CaptureError(
-                f"{self.runner.where()} is a batch normalisation of no elements, or its statistics"
+                f"{self.runner.where()} is a batch normalization of no elements, or its statistics"
                 " share memory with each other or with its input: expected separate tensors, and"
-                " something to normalise"
+                " something to normalize"
             )
 
     def _refuse_shared_lists(

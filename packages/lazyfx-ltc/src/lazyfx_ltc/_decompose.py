@@ -145,7 +145,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     decomposed operator may round differently.
 
     Returns:
-        A new dictionary from operator overload to function. Initialises the session, since the
+        A new dictionary from operator overload to function. Initializes the session, since the
         backend's kernels are only known then.
 
     Raises:

@@ -73,7 +73,7 @@ def extract_compiled_graph(
             :class:`GuardError`.
         max_captures: How many captures are kept; the oldest goes first.
         freeze: Take the model's tensors as they are now for good, except those that it writes or
-            returns: what follows from them alone is computed at capture, and batch normalisation in
+            returns: what follows from them alone is computed at capture, and batch normalization in
             eval mode becomes part of convolutions. A call raises :class:`FrozenError` if one has
             changed since; a write to ``weight.data`` goes unnoticed.
         fallback: What becomes of a model that cannot be captured whole: an ``"error"``, or a

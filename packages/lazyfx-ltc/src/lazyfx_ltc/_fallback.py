@@ -102,7 +102,7 @@ def get_fallback_ops(since: Mapping[str, int] | None = None) -> list[str]:
 
     Args:
         since: A snapshot (:func:`fallback_counts`); only what came after it is reported. Without
-            it, everything since the backend was initialised or torch's metrics were reset.
+            it, everything since the backend was initialized or torch's metrics were reset.
     """
     before = since or {}
     return [

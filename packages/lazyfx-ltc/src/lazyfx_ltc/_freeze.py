@@ -1,6 +1,6 @@
 """Frozen weights: what they alone decide is computed once, at capture.
 
-* A batch normalisation in eval mode behind a convolution becomes part of its weights. The sums are
+* A batch normalization in eval mode behind a convolution becomes part of its weights. The sums are
   the same in another order, so results differ from eager's by rounding.
 * Whatever else follows from frozen tensors and numbers alone becomes a constant, unless it is much
   larger than what it follows from.
@@ -173,7 +173,7 @@ def _merged(
     known: Mapping[str, torch.Tensor],
     numbers: Mapping[str, Instruction],
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Weight and bias of a convolution that normalises as well; None if that cannot be."""
+    """Weight and bias of a convolution that normalizes as well; None if that cannot be."""
     weight = known.get(convolution.ins[1])
     epsilon = _value(numbers, norm.ins[7])
     if weight is None or weight.dtype not in _FLOATS or epsilon is None:

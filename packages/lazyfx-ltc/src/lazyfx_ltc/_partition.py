@@ -1,6 +1,6 @@
 """A model in pieces: those that can be captured are replayed, the rest runs as in eager.
 
-The graph is cut where it stands: a piece is a run of neighbouring nodes. So everything that has an
+The graph is cut where it stands: a piece is a run of neighboring nodes. So everything that has an
 order keeps it (writes, also through views; random draws; python code), which a partition that
 gathers nodes from all over the graph cannot promise for graphs that write. Each captured piece is a
 :class:`CompiledGraph` of its own on the user's model, with its guards, views and writes.
@@ -41,7 +41,7 @@ _MUTABLE = (list, dict)  # a captured piece would hand out copies
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A run of neighbouring nodes.
+    """A run of neighboring nodes.
 
     Attributes:
         nodes: Their names, in order.
@@ -347,7 +347,7 @@ def _refuse_containers(piece: Piece, captured: CompiledGraph) -> None:
 
 
 def _parts(names: Sequence[str], error: LtcError) -> list[list[str]]:
-    """Names of neighbours, cut around those that an error is about, or in half."""
+    """Names of neighbors, cut around those that an error is about, or in half."""
     blamed = [name for name in names if name in error.nodes]
     if not blamed:
         half = max(1, len(names) // 2)

@@ -22,7 +22,7 @@ from ._called import splice
 from ._freeze import folded
 from ._inputs import GraphInputMatcher
 from ._looks import looks
-from ._optimise import asked, optimised
+from ._optimize import asked, optimized
 from ._record import Recording
 from ._repair import Repair, scalar_of
 from ._runners import Runners
@@ -147,7 +147,7 @@ def build(
     try:
         seen = {name: lifted(sources[one]) for name, one in where.items() if one is not None}
         known = looks(live, asked(live), seen, constants)
-        live, more, aliases = optimised(live, known, seen)
+        live, more, aliases = optimized(live, known, seen)
         effects = [aliases.get(name, name) for name in effects]
         wanted_results = [aliases.get(name, name) for name in wanted_results]
         constants.update(more)
@@ -211,7 +211,7 @@ def _owned(text: str, results: Sequence[int]) -> tuple[bool, ...]:
     """Which results are memory of their own; decided by the operators' alias annotations.
 
     A result is not if, through operators that may return a view of an operand, it leads to an
-    input, to something computed from no input at all (an optimising TorchScript folds that into a
+    input, to something computed from no input at all (an optimizing TorchScript folds that into a
     constant it hands out again at every call), or to a value another result leads to.
     """
     borrowed = -1

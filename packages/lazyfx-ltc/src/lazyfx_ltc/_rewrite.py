@@ -239,9 +239,9 @@ class LazyDevices(TorchFunctionMode):
             if views is not NotImplemented:
                 return views
         elif func in BATCH_NORMS:
-            normalised = BATCH_NORMS[func](*args, **keywords)
-            if normalised is not NotImplemented:
-                return normalised
+            normalized = BATCH_NORMS[func](*args, **keywords)
+            if normalized is not NotImplemented:
+                return normalized
         elif called_whole(func, args):
             with below_autograd():
                 return func(*args, **keywords)

@@ -1,4 +1,4 @@
-"""One lazy backend a process, initialised once, for one device type.
+"""One lazy backend a process, initialized once, for one device type.
 
 torch's backend reads ``LTC_TS_CUDA`` when it is registered, and cannot be registered again: a
 second registration raises and leaves it half done. So the choice between cpu and cuda is made once
@@ -24,7 +24,7 @@ from .errors import SessionError
 _VARIABLE = "LTC_TS_CUDA"
 _DEVICES = ("cpu", "cuda")
 LOCK = threading.RLock()
-"""Held while the backend is initialised and while a model is recorded."""
+"""Held while the backend is initialized and while a model is recorded."""
 CAPTURING: ContextVar[bool] = ContextVar("lazyfx_ltc_capturing", default=False)
 """Whether this thread (or task) is about to capture a model: its code runs for that alone."""
 
@@ -32,7 +32,7 @@ _session: dict[str, str] = {}  # "device" once the session exists
 
 
 def initialize(device: str | None = None) -> str:
-    """Initialise torch's lazy backend, once a process; later calls only check.
+    """Initialize torch's lazy backend, once a process; later calls only check.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``. None takes the session there is, or else the
@@ -83,7 +83,7 @@ def _start(device: str | None) -> str:
         _torch_lazy.register_backend()
     except RuntimeError as error:
         raise SessionError(
-            f"torch's lazy backend cannot be initialised: {error}; this torch build"
+            f"torch's lazy backend cannot be initialized: {error}; this torch build"
             f" ({torch.__version__}) may lack it: install an official one, 2.6 to 2.15"
         ) from error
     finally:

@@ -2,7 +2,7 @@
 
 Everything private that lazyfx-ltc needs from ``torch._C`` goes through the functions below, so
 that one file breaks when torch moves something. Names are looked up when they are used, never at
-import: importing this module initialises nothing. A name that is gone raises
+import: importing this module initializes nothing. A name that is gone raises
 :class:`lazyfx_core.errors.SeamError` that says which.
 
 Facts relied on, each checked where it is used or by the self-test of ``_session``:
@@ -67,12 +67,12 @@ def _private(path: str) -> Any:
 
 
 def backend_is_registered() -> bool:
-    """Whether anybody in this process has initialised torch's lazy TorchScript backend."""
+    """Whether anybody in this process has initialized torch's lazy TorchScript backend."""
     return bool(_private("_dispatch_has_kernel_for_dispatch_key")("aten::add.Tensor", "Lazy"))
 
 
 def register_backend() -> None:
-    """Initialise the lazy TorchScript backend. Must not be called when it is registered."""
+    """Initialize the lazy TorchScript backend. Must not be called when it is registered."""
     _private("_lazy_ts_backend._init")()
 
 
@@ -194,21 +194,21 @@ def bound_graph(text: str, constants: Mapping[int, torch.Tensor] | None = None) 
 def build_function(graph: Any) -> Callable[..., Any]:
     """Turn a graph into a function of its own (no cache, releases the GIL while it runs).
 
-    TorchScript's optimiser is left out while the function runs (the setting is thread-local): it
+    TorchScript's optimizer is left out while the function runs (the setting is thread-local): it
     recurses over long chains, which ends a process whose thread has a small stack, folds constants
     into tensors that it hands out again at every call, and has nothing to fuse on a CPU.
     """
     function: Callable[..., Any] = _private("_create_function_from_graph")("captured", graph)
-    is_optimising = _private("_get_graph_executor_optimize")
-    optimise = _private("_set_graph_executor_optimize")
+    is_optimizing = _private("_get_graph_executor_optimize")
+    optimize = _private("_set_graph_executor_optimize")
 
     def run(*inputs: Any) -> Any:
-        before = is_optimising()
-        optimise(False)
+        before = is_optimizing()
+        optimize(False)
         try:
             return function(*inputs)
         finally:
-            optimise(before)
+            optimize(before)
 
     return run
 

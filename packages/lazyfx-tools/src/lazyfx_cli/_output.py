@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_COLOURS = {"+": "32", "-": "31", "~": "33", ">": "36", "^": "36"}
+_COLORS = {"+": "32", "-": "31", "~": "33", ">": "36", "^": "36"}
 
 
 def plain(text: object) -> str:
@@ -39,10 +39,10 @@ def emit_json(data: Any) -> None:
 
 
 def emit_difference(lines: Iterable[str]) -> None:
-    """Lines of a difference, in colour where that is wanted."""
-    coloured = _wants_colour(sys.stdout)
+    """Lines of a difference, in color where that is wanted."""
+    colored = _wants_color(sys.stdout)
     for line in lines:
-        code = _COLOURS.get(line.strip()[:1]) if coloured and line.startswith(" ") else None
+        code = _COLORS.get(line.strip()[:1]) if colored and line.startswith(" ") else None
         text = _encodable(plain(line), sys.stdout)
         sys.stdout.write((f"\x1b[{code}m{text}\x1b[0m" if code else text) + "\n")
 
@@ -98,7 +98,7 @@ class Progress:
         self._shown = len(line)
 
 
-def _wants_colour(stream: TextIO) -> bool:
+def _wants_color(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

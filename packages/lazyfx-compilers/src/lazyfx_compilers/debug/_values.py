@@ -1,6 +1,6 @@
 """Checks that read the elements of tensors: NaN and inf, and writes that nobody counts.
 
-They cost a pass over each tensor, and on a GPU a synchronisation for each node.
+They cost a pass over each tensor, and on a GPU a synchronization for each node.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import _metadata, _torch_checks
 from ._metadata import Difference
 
 # what they return was never written
-_UNINITIALISED = ("empty", "new_empty", "resize_")
+_UNINITIALIZED = ("empty", "new_empty", "resize_")
 
 
 class Elements:
@@ -106,7 +106,7 @@ def makes_values(node: fx.Node) -> bool:
     """Whether a node computes what it returns: not an input, and not memory as it was found."""
     if node.op not in ("call_function", "call_method", "call_module"):
         return False
-    return not _torch_checks.base_name(node.target).startswith(_UNINITIALISED)
+    return not _torch_checks.base_name(node.target).startswith(_UNINITIALIZED)
 
 
 _IN_NUMBERS = {"nan": math.isnan, "inf": math.isinf}

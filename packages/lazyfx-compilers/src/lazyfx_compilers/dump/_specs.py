@@ -26,7 +26,7 @@ UNDECIDED = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """A strided, not quantised tensor; ``storage`` numbers the storages of one graph's inputs."""
+    """A strided, not quantized tensor; ``storage`` numbers the storages of one graph's inputs."""
 
     name: str
     dtype: torch.dtype

@@ -158,7 +158,7 @@ class _Wide(fx.Interpreter):
             return _widened(eager)
         if node.op == "output":
             return fx.node.map_arg(node.args[0], lambda one: self.env[one])
-        if _torch_randomness.draws(node) or _torch_compare.is_uninitialised(node):
+        if _torch_randomness.draws(node) or _torch_compare.is_uninitialized(node):
             return _widened(eager)
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         try:

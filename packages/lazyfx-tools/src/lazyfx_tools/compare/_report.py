@@ -101,7 +101,7 @@ class Divergence:
         inputs: What the node takes.
         alone: Whether the node is wrong, too, when it is compiled by itself and is given what the
             reference has. If not, the compiler gets it wrong in its surroundings (fused with its
-            neighbours), or smaller errors have added up.
+            neighbors), or smaller errors have added up.
         deterministic: Whether the compiled graph gives the same value each time.
         also: How many more nodes differ, most often because they follow from this one.
         error: The exception for ``"raised"``.
@@ -156,7 +156,7 @@ class Divergence:
         rest = f"; {self.also} more nodes differ" if self.also else ""
         if self.alone:
             return f"it is wrong by itself, too, on the reference's inputs{rest}"
-        return f"by itself it is right: wrong among its neighbours, or errors add up{rest}"
+        return f"by itself it is right: wrong among its neighbors, or errors add up{rest}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import fx
 
 _GRAPHS = 256
-_UNINITIALISED = (
+_UNINITIALIZED = (
     *("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"),
     *("empty_permuted",),
 )
@@ -186,17 +186,17 @@ def written_arguments(node: fx.Node) -> list[fx.Node]:
 
 
 @functools.cache
-def _uninitialised() -> frozenset[Any]:
-    names = (name for name in _UNINITIALISED if hasattr(torch.ops.aten, name))
+def _uninitialized() -> frozenset[Any]:
+    names = (name for name in _UNINITIALIZED if hasattr(torch.ops.aten, name))
     return frozenset(getattr(torch.ops.aten, name) for name in names)
 
 
-def is_uninitialised(node: fx.Node) -> bool:
+def is_uninitialized(node: fx.Node) -> bool:
     """Whether a node gives memory that nobody has written yet, so that any value is right."""
     if node.target is operator.getitem:
         source: Any = node.args[0]
         return hasattr(source, "op") and node.args[1] in unwritten_results(source)
-    return operator_packet(node.target) in _uninitialised()
+    return operator_packet(node.target) in _uninitialized()
 
 
 def unwritten_results(node: fx.Node) -> frozenset[int]:

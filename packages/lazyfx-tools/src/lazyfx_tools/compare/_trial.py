@@ -246,4 +246,4 @@ def _is_close(expected: Any, seen: Any) -> bool:
 
 def any_value(node: fx.Node | None) -> bool:
     """Whether an output may be anything, since it is memory that nobody has written."""
-    return node is not None and _torch_compare.is_uninitialised(node)
+    return node is not None and _torch_compare.is_uninitialized(node)

@@ -303,7 +303,7 @@ def _ulps(one: torch.Tensor, other: torch.Tensor) -> int | None:
 
 
 def _ordinals(values: torch.Tensor) -> torch.Tensor:
-    """Integers in the order of the representable numbers, neighbours one apart."""
+    """Integers in the order of the representable numbers, neighbors one apart."""
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = values.contiguous().view(kinds[values.dtype.itemsize]).to(torch.int64)
     lowest = -(1 << (8 * values.dtype.itemsize - 1))

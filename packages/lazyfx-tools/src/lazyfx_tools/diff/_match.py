@@ -5,10 +5,10 @@ Then what is demanded: the results stand for each other, so what computes them d
 argument, as long as it is the same operation; and the only user of a kind of a matched node, too.
 Which of several equal nodes is which is told by what is made of them (color refinement).
 What is left between matched nodes is aligned as a sequence. Last come nodes that have changed:
-neighbours tell which they are. Repeated layers stay in order, because weights, results and what
+neighbors tell which they are. Repeated layers stay in order, because weights, results and what
 was matched before pin them.
 
-Each node is matched once and then looks at its neighbours once, so the time goes with the size of
+Each node is matched once and then looks at its neighbors once, so the time goes with the size of
 the graphs, besides the alignment of what is left.
 """
 
@@ -56,7 +56,7 @@ class Matching:
         self.old, self.new = self._sides = old, new
         self.new_of, self.old_of = [-1] * len(old), [-1] * len(new)
         self.attributes = pair_attributes(old, new)
-        self._strong: deque[tuple[int, int]] = deque()  # to look at the neighbours of
+        self._strong: deque[tuple[int, int]] = deque()  # to look at the neighbors of
         self._weak: deque[tuple[int, int]] = deque()  # perhaps the same, changed
         self._label(inputs)
         self._classes = _classes(old, new)
@@ -138,7 +138,7 @@ class Matching:
     def _equal_from_above(self) -> None:
         """Match what does the same with the same, and of that first what is used in the same way.
 
-        One pair at a time: its neighbours settle which of several equal ones the next pair is.
+        One pair at a time: its neighbors settle which of several equal ones the next pair is.
         """
         for numbers in self._twins:
             for mine, theirs in self._free_by(numbers):
@@ -249,7 +249,7 @@ class Matching:
         ]
 
     def _support(self, p: int, q: int, *, through: bool = False) -> tuple[int, int]:
-        """In how many places matched neighbours agree that two rows are one, and in how many not.
+        """In how many places matched neighbors agree that two rows are one, and in how many not.
 
         With ``through`` an unmatched input stands for what it was computed from.
         """
@@ -290,7 +290,7 @@ class Matching:
             self._propagate()
 
     def _beside_what_is_gone(self) -> None:
-        """Match equal nodes whose neighbours were removed or added, through those."""
+        """Match equal nodes whose neighbors were removed or added, through those."""
         mine = [i for i, match in enumerate(self.new_of) if match < 0]
         theirs = [j for j, match in enumerate(self.old_of) if match < 0]
         keys = [self.old.rows[i].label for i in mine], [self.new.rows[j].label for j in theirs]

@@ -179,7 +179,7 @@ def drop_unwritten_outputs(gm: fx.GraphModule) -> None:
 
 def _is_unwritten(node: fx.Node) -> bool:
     name = str(getattr(node.target, "__name__", "")).split(".")[0]
-    return name in _UNWRITTEN or _torch_compare.is_uninitialised(node)
+    return name in _UNWRITTEN or _torch_compare.is_uninitialized(node)
 
 
 def nbytes(values: Iterable[Any]) -> int:

@@ -1,4 +1,4 @@
-"""Which family an operator belongs to: what a node is coloured by."""
+"""Which family an operator belongs to: what a node is colored by."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class GraphView:
         names: Of the nodes.
         kinds: Their ``op``.
         targets: What they run, as text.
-        families: What they are coloured by.
+        families: What they are colored by.
         inputs: The places of the nodes that each reads.
         arguments: As in code.
         values: Shape, stride, dtype, device and bytes of each result.

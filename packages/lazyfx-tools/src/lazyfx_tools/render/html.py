@@ -39,7 +39,7 @@ SCRIPTS = (
     "nesting.js",
     "layout.js",
     "paths.js",
-    "colours.js",
+    "colors.js",
     "paint.js",
     "camera.js",
     "search.js",

@@ -46,7 +46,7 @@ function codeView(graph, app) {
 function codeLine(text, number, node, graph) {
   const row = element("div", { class: node === undefined ? "row" : "row node", "data-node": node });
   const mark = element("span", { class: "mark" });
-  if (node !== undefined) mark.style.background = familyColour(graph.families[node]);
+  if (node !== undefined) mark.style.background = familyColor(graph.families[node]);
   row.append(element("span", { class: "gutter" }, String(number + 1)), mark, element("span", { class: "text" }, codeParts(text)));
   return row;
 }

@@ -1,6 +1,6 @@
 // The panel beside a view: everything that is known about one node, or one module.
 
-const LISTED = 40; // neighbours that are shown at once
+const LISTED = 40; // neighbors that are shown at once
 
 function showDetails(panel, graph, item, app) {
   panel.hidden = item === null;
@@ -33,7 +33,7 @@ function nodeDetails(graph, node, app) {
     element("h2", {}, named(graph.names[node], 200)),
     element("p", {}, familyChip(graph.families[node]), ` node ${count(node)} of ${count(graph.size)}`),
     element("p", { class: "actions" },
-      app.view === "graph" ? element("button", { onclick: () => app.select(node, { reveal: true }) }, "Centre")
+      app.view === "graph" ? element("button", { onclick: () => app.select(node, { reveal: true }) }, "Center")
         : element("button", { onclick: () => app.go(graph, "graph", node) }, "Show in graph"),
       graph.codeLines[node] < 0 || app.view === "code" ? null
         : element("button", { onclick: () => app.go(graph, "code", node) }, "Show in code")),
@@ -41,24 +41,24 @@ function nodeDetails(graph, node, app) {
     frames.length > 1 ? stackElement(frames) : null,
     element("section", {}, element("h3", {}, "Call"), callElement(graph, node, app)),
     element("dl", {}, facts.map(([key, value]) => [element("dt", {}, key), element("dd", {}, value)])),
-    neighbourList("Reads", graph, graph.inputs[node], app),
-    neighbourList("Read by", graph, graph.users[node], app),
+    neighborList("Reads", graph, graph.inputs[node], app),
+    neighborList("Read by", graph, graph.users[node], app),
     graph.differences.map((one) => standingElement(one, graph, node, app)),
   ];
 }
 
 function familyChip(family) {
-  return element("span", { class: "chip" }, element("i", { style: { background: familyColour(family) } }), family);
+  return element("span", { class: "chip" }, element("i", { style: { background: familyColor(family) } }), family);
 }
 
 function nodeLink(graph, node, app, text = null) {
   return element("button", { class: "link", onclick: () => app.go(graph, null, node) }, text ?? named(graph.names[node], 60));
 }
 
-// A node in a table: its colour and its name.
+// A node in a table: its color and its name.
 function nodeEntry(graph, node, app) {
   return element("span", { class: "entry" },
-    element("i", { class: "dot", style: { background: familyColour(graph.families[node]) } }), nodeLink(graph, node, app));
+    element("i", { class: "dot", style: { background: familyColor(graph.families[node]) } }), nodeLink(graph, node, app));
 }
 
 // "add(x, 2)" with the nodes in it as links. The text was made by Python; names are found in it.
@@ -97,11 +97,11 @@ function memoryText(graph, node) {
   }).join("; ");
 }
 
-function neighbourList(title, graph, nodes, app) {
+function neighborList(title, graph, nodes, app) {
   if (!nodes.length) return null;
-  const list = element("ul", { class: "neighbours" });
+  const list = element("ul", { class: "neighbors" });
   const item = (node) => element("li", {},
-    element("i", { style: { background: familyColour(graph.families[node]) } }),
+    element("i", { style: { background: familyColor(graph.families[node]) } }),
     nodeLink(graph, node, app), " ", element("small", {}, short(nodeSummary(graph, node), 60)));
   list.append(...nodes.slice(0, LISTED).map(item));
   const rest = nodes.slice(LISTED);
@@ -138,7 +138,7 @@ function groupDetails(graph, item, app) {
     element("h2", {}, element("bdi", { class: "name" }, chain.join("."))),
     element("p", { class: "actions" },
       element("button", { onclick: () => app.toggle(group) }, app.isOpen(group) ? "Close" : "Open"),
-      element("button", { onclick: () => app.select(item, { reveal: true }) }, "Centre")),
+      element("button", { onclick: () => app.select(item, { reveal: true }) }, "Center")),
     element("p", {}, compositionBar(group.families, "families of operators")),
     element("dl", {}, facts.map(([key, value]) => [element("dt", {}, key), element("dd", {}, value)])),
     element("section", {}, element("h3", {}, "Operators"),

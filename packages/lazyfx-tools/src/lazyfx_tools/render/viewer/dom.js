@@ -24,14 +24,14 @@ function named(text, most) {
   return element("bdi", { class: "name", title }, shown);
 }
 
-// A bar of coloured parts: how much of it belongs to each family.
+// A bar of colored parts: how much of it belongs to each family.
 function compositionBar(counts, label) {
   const total = [...counts.values()].reduce((sum, one) => sum + one, 0);
   const parts = page.families
     .filter((family) => counts.get(family))
     .map((family) =>
       element("span", {
-        style: { width: `${(100 * counts.get(family)) / total}%`, background: familyColour(family) },
+        style: { width: `${(100 * counts.get(family)) / total}%`, background: familyColor(family) },
         title: `${family}: ${count(counts.get(family))}`,
       }),
     );

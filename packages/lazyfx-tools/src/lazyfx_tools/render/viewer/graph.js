@@ -7,7 +7,7 @@ function pictureState(graph) {
   let state = pictureStates.get(graph);
   if (!state) {
     const nesting = nestingOf(graph);
-    state = { nesting, open: openAtFirst(nesting), camera: null, colour: "family", query: "", labels: [] };
+    state = { nesting, open: openAtFirst(nesting), camera: null, color: "family", query: "", labels: [] };
     pictureStates.set(graph, state);
   }
   return state;
@@ -37,7 +37,7 @@ function graphView(graph, app) {
     layout: null, selected: null, hovered: null, found: new Set(),
     dimmed: () => false, isMarked: (node) => marks && graph.returned.has(node), labelOf, groupText,
     pathsTo: (item) => pathsTo(graph, nesting, picture.layout, item),
-    ...colouring(graph, nesting, "family"),
+    ...coloring(graph, nesting, "family"),
   };
 
   // --- layout and painting ---
@@ -87,9 +87,9 @@ function graphView(graph, app) {
     return Math.min(260, Math.max(90, name + 26, context.measureText(label.what).width + 26));
   }
 
-  function setColour(mode) {
-    state.colour = mode;
-    Object.assign(picture, colouring(graph, nesting, mode));
+  function setColor(mode) {
+    state.color = mode;
+    Object.assign(picture, coloring(graph, nesting, mode));
     const note = "The lines to the output are not drawn";
     replaceChildren(legend, legendOf(graph, mode, (query) => search.set(query)),
       marks ? element("span", { class: "key", title: note }, "▾ returned") : null);
@@ -286,13 +286,13 @@ function graphView(graph, app) {
   const modes = [["family", "operator"], ["bytes", "size"]];
   if (graph.seconds) modes.push(["time", "time"]);
   for (const one of graph.differences) modes.push([`difference${one.index}`, `difference ${one.index + 1}`]);
-  const colours = element("select", { onchange: (event) => setColour(event.target.value) },
-    modes.map(([value, label]) => element("option", { value, selected: value === state.colour }, label)));
+  const colors = element("select", { onchange: (event) => setColor(event.target.value) },
+    modes.map(([value, label]) => element("option", { value, selected: value === state.color }, label)));
   const legend = element("div", { class: "legend" });
   const button = (label, title, onclick) => element("button", { title, onclick }, label);
   const toolbar = element("div", { class: "toolbar" },
     search.element,
-    element("label", {}, "Color by ", colours),
+    element("label", {}, "Color by ", colors),
     element("span", { class: "group" },
       button("Open a level", "Open the outermost closed modules", openOneLevel),
       button("Open all", "Open every module", () => openAll(() => true)),
@@ -303,13 +303,13 @@ function graphView(graph, app) {
   const observer = new ResizeObserver(resize);
   observer.observe(canvas);
   const scheme = matchMedia("(prefers-color-scheme: dark)");
-  const recolour = () => {
+  const recolor = () => {
     theme = readTheme();
     repaint();
   };
-  scheme.addEventListener("change", recolour);
+  scheme.addEventListener("change", recolor);
   layOut();
-  setColour(modes.some(([value]) => value === state.colour) ? state.colour : "family");
+  setColor(modes.some(([value]) => value === state.color) ? state.color : "family");
   search.run();
 
   return {
@@ -324,7 +324,7 @@ function graphView(graph, app) {
     focusSearch: search.focus,
     close() {
       observer.disconnect();
-      scheme.removeEventListener("change", recolour);
+      scheme.removeEventListener("change", recolor);
     },
   };
 }

@@ -234,7 +234,7 @@ function offsetIn(slot, source, side) {
 
 // --- order and places in the layers ------------------------------------------------------------
 
-function neighbours(layers, links) {
+function neighbors(layers, links) {
   for (const layer of layers) for (const slot of layer) (slot.above = []), (slot.below = []);
   // Nodes and lanes go where the port is; open groups go below each other's middle, or a long chain
   // of them would lean.
@@ -244,9 +244,9 @@ function neighbours(layers, links) {
   }
 }
 
-// Slots go where their neighbours are in the layer before, a few times down and up.
+// Slots go where their neighbors are in the layer before, a few times down and up.
 function orderLayers(layers, links) {
-  neighbours(layers, links);
+  neighbors(layers, links);
   for (const layer of layers) {
     let x = 0;
     for (const slot of layer) {
@@ -276,7 +276,7 @@ function middle(around, otherwise) {
   return sum / around.length;
 }
 
-// Keeps the order and moves each slot as near as possible to the middle of its neighbours.
+// Keeps the order and moves each slot as near as possible to the middle of its neighbors.
 function placeLayers(layers) {
   for (const sides of [["above"], ["below"], ["above", "below"], ["above", "below"], ["above"]]) {
     for (const layer of sides[0] === "below" ? [...layers].reverse() : layers) {

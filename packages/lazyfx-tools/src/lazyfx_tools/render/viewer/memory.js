@@ -76,8 +76,8 @@ function memoryView(graph, app) {
     context.fillText("bytes in use while each node runs", area.left, 10);
   }
 
-  function paintStep(context, at, colour, label, width, theme) {
-    context.strokeStyle = colour;
+  function paintStep(context, at, color, label, width, theme) {
+    context.strokeStyle = color;
     context.lineWidth = 1.5;
     context.setLineDash([4, 4]);
     context.beginPath();
@@ -85,7 +85,7 @@ function memoryView(graph, app) {
     context.lineTo(x(at), area.top - 6);
     context.stroke();
     context.setLineDash([]);
-    context.fillStyle = colour;
+    context.fillStyle = color;
     context.beginPath();
     context.arc(x(at), y(live[at]), 4, 0, 7);
     context.fill();

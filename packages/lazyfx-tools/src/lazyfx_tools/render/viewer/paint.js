@@ -16,7 +16,7 @@ const WITH_SHAPES = 0.14;
 const WITH_CURVES = 0.2;
 const SPECK = 4; // pixels that are too few to show a line or a frame
 
-// picture: { layout, colourOf, labelOf, found, selected, hovered, dimmed }; camera: { x, y, scale }
+// picture: { layout, colorOf, labelOf, found, selected, hovered, dimmed }; camera: { x, y, scale }
 function paintPicture(canvas, context, picture, camera, theme, ratio) {
   const { layout } = picture;
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -143,9 +143,9 @@ function traceTip(context, x, y) {
 
 // --- items -------------------------------------------------------------------------------------
 
-// Rectangles, all of one colour at once, and none that would fall on a pixel that is taken.
+// Rectangles, all of one color at once, and none that would fall on a pixel that is taken.
 function paintFar(context, items, picture, scale) {
-  const byColour = new Map();
+  const byColor = new Map();
   const least = 1.5 / scale;
   const cell = 1 / scale;
   const taken = new Set();
@@ -153,12 +153,12 @@ function paintFar(context, items, picture, scale) {
     const key = Math.floor(box.x / cell) * 100003 + Math.floor(box.y / cell);
     if (taken.has(key)) continue;
     taken.add(key);
-    const colour = box.group ? groupColour(box.group, picture) : picture.colourOf(box.item);
-    if (!byColour.has(colour)) byColour.set(colour, []);
-    byColour.get(colour).push(box);
+    const color = box.group ? groupColor(box.group, picture) : picture.colorOf(box.item);
+    if (!byColor.has(color)) byColor.set(color, []);
+    byColor.get(color).push(box);
   }
-  for (const [colour, boxes] of byColour) {
-    context.fillStyle = colour;
+  for (const [color, boxes] of byColor) {
+    context.fillStyle = color;
     context.beginPath();
     for (const box of boxes) context.rect(box.x, box.y, Math.max(box.w, least), Math.max(box.h, least));
     context.fill();
@@ -171,17 +171,17 @@ function paintItem(context, box, picture, scale, theme) {
 }
 
 function paintNode(context, box, picture, scale, theme) {
-  const colour = picture.colourOf(box.item);
+  const color = picture.colorOf(box.item);
   context.globalAlpha = picture.dimmed(box.item) ? 0.25 : 1;
-  context.fillStyle = scale < WITH_TEXT ? colour : theme.surface;
-  context.strokeStyle = scale < WITH_TEXT ? theme.line : colour;
+  context.fillStyle = scale < WITH_TEXT ? color : theme.surface;
+  context.strokeStyle = scale < WITH_TEXT ? theme.line : color;
   context.lineWidth = 1.4;
   context.beginPath();
   context.roundRect(box.x, box.y, box.w, box.h, 7);
   context.fill();
   context.stroke();
   if (scale >= WITH_TEXT) {
-    context.fillStyle = colour;
+    context.fillStyle = color;
     context.beginPath();
     context.roundRect(box.x, box.y, 8, box.h, [7, 0, 0, 7]);
     context.fill();
@@ -238,26 +238,26 @@ function paintClosedGroup(context, box, picture, scale, theme) {
   context.fillText(picture.groupText(group), box.x + 12, box.y + 37, box.w - 28);
 }
 
-// How the nodes inside are coloured, as a bar.
+// How the nodes inside are colored, as a bar.
 function paintComposition(context, box, picture) {
   const left = box.x + 12;
   const width = box.w - 28;
   const y = box.y + box.h - 17;
   if (picture.heat) {
-    context.fillStyle = groupColour(box.group, picture);
+    context.fillStyle = groupColor(box.group, picture);
     context.fillRect(left, y, width, 7);
     return;
   }
   let x = left;
-  for (const [colour, share] of picture.sharesOf(box.group)) {
-    context.fillStyle = colour;
+  for (const [color, share] of picture.sharesOf(box.group)) {
+    context.fillStyle = color;
     context.fillRect(x, y, share * width + 0.3, 7);
     x += share * width;
   }
 }
 
-// One colour for a group: that of its heat, or of what it has most of.
-function groupColour(group, picture) {
+// One color for a group: that of its heat, or of what it has most of.
+function groupColor(group, picture) {
   if (picture.heat) return picture.heat(group);
   let best = [UNKNOWN, 0];
   for (const one of picture.sharesOf(group)) if (one[1] > best[1]) best = one;
@@ -275,14 +275,14 @@ function paintMarks(context, picture, sight, scale, theme) {
   const chosen = picture.selected ?? null;
   for (const item of new Set([picture.hovered, chosen])) {
     if (item === null || item === undefined) continue;
-    paintNeighbourhood(context, picture, item, scale, theme, item === chosen);
+    paintNeighborhood(context, picture, item, scale, theme, item === chosen);
     const box = picture.layout.byItem.get(item);
     if (box) outline(context, box, theme.accent, item === chosen ? thick * 1.3 : thick, 2);
   }
 }
 
-function outline(context, box, colour, thick, around) {
-  context.strokeStyle = colour;
+function outline(context, box, color, thick, around) {
+  context.strokeStyle = color;
   context.lineWidth = thick;
   context.beginPath();
   context.roundRect(box.x - around, box.y - around, box.w + 2 * around, box.h + 2 * around, 9);
@@ -290,7 +290,7 @@ function outline(context, box, colour, thick, around) {
 }
 
 // The lines to and from an item: what it reads dashed, what reads it solid.
-function paintNeighbourhood(context, picture, item, scale, theme, strong) {
+function paintNeighborhood(context, picture, item, scale, theme, strong) {
   context.strokeStyle = theme.accent;
   context.globalAlpha = strong ? 1 : 0.55;
   context.lineWidth = Math.max(2, 1.4 / scale);

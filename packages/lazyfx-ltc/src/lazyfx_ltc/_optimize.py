@@ -28,13 +28,13 @@ _NEUTRAL = frozenset(
 
 
 def asked(instructions: Sequence[Instruction]) -> set[str]:
-    """The tensors of a program whose looks :func:`optimised` goes by."""
+    """The tensors of a program whose looks :func:`optimized` goes by."""
     kinds = _WITH_NUMBERS | _NEUTRAL
     concerned = [one for one in instructions if one.kind in kinds]
     return {name for one in concerned for name in (one.ins[0], one.outs[0][0])}
 
 
-def optimised(
+def optimized(
     instructions: Sequence[Instruction],
     looks: Mapping[str, TensorSpec],
     sources: Mapping[str, TensorSpec],
