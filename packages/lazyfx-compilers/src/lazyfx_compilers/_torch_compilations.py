@@ -131,6 +131,7 @@ class _Patch:
         module = importlib.import_module(_MODULE)
         for name, wrap, needed in (
             ("aot_stage2_compile", _around_stage2, {"partition_fn", "fw_compiler"}),
+            ("aot_stage2_compile", _around_state, {"aot_state"}),  # up to torch 2.9
             ("create_aot_dispatcher_function", _around_dispatcher, {"aot_config"}),
         ):
             original = getattr(module, name, None)
@@ -165,6 +166,25 @@ def _around_stage2(original: Callable[..., Any]) -> Callable[..., Any]:
     return aot_stage2_compile
 
 
+def _around_state(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def aot_stage2_compile(*args: Any, **kwargs: Any) -> Any:
+        watchers = _watchers.get()
+        state = signature.bind(*args, **kwargs).arguments["aot_state"]
+        config = state.aot_config
+        if not watchers or config.is_export:
+            return original(*args, **kwargs)
+        state.aot_config = _wrapped(config, watchers)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            state.aot_config = config
+
+    return aot_stage2_compile
+
+
 def _around_dispatcher(original: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(original)
 
@@ -175,15 +195,20 @@ def _around_dispatcher(original: Callable[..., Any]) -> Callable[..., Any]:
         config = bound.arguments["aot_config"]
         if not watchers or config.is_export:
             return original(*args, **kwargs)
-        changed = {name: getattr(config, name) for name in _COMPILERS}
-        _wrap(changed, watchers)
-        bound.arguments["aot_config"] = dataclasses.replace(config, **changed)
+        bound.arguments["aot_config"] = _wrapped(config, watchers)
         return original(*bound.args, **bound.kwargs)
 
     return create_aot_dispatcher_function
 
 
 _COMPILERS = ("partition_fn", "fw_compiler", "bw_compiler", "inference_compiler")
+
+
+def _wrapped(config: Any, watchers: tuple[Watcher, ...]) -> Any:
+    """A copy of AOTAutograd's configuration whose functions go through ``watchers``."""
+    functions = {name: getattr(config, name) for name in _COMPILERS}
+    _wrap(functions, watchers)
+    return dataclasses.replace(config, **functions)
 
 
 def _wrap(functions: dict[str, Any], watchers: tuple[Watcher, ...]) -> None:
