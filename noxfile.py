@@ -34,7 +34,10 @@ SIBLINGS = {
 }
 # Optional dependencies that a package's own tests exercise.
 EXTRAS = {"core": "[testing]", "compilers": "[data,plot]"}
-TESTING = ["numpy", "safetensors", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
+TESTING = [
+    *("numpy", "safetensors", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"),
+    "pydot",  # torch.fx draws with it
+]
 REPOSITORY = ["sybil>=9", "pyyaml"]  # what tests of documents and workflows read them with
 
 # What inductor of a torch imports without declaring it.

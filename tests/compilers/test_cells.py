@@ -24,6 +24,7 @@ from functorch.compile import (
 )
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch.torch_version import TorchVersion
 from torch.utils import _pytree as pytree
 
 from lazyfx_compilers import (
@@ -243,6 +244,10 @@ def pairs() -> Iterator[Any]:
             yield pytest.param(cell, name, id=f"{cell.name}-{name}", marks=marks)
 
 
+# Where torch's own default_partition stops at symbolic sizes, up to torch 2.9.
+PARTED_BY_DEFAULT = ("aot ts", "fusion nop, default partition", "compile dump")
+
+
 @pytest.mark.filterwarnings(
     # said by torch.cond to itself, and by inductor of what it leaves to eager
     "ignore:The .grad attribute of a Tensor that is not a leaf",
@@ -250,6 +255,9 @@ def pairs() -> Iterator[Any]:
 )
 @pytest.mark.parametrize(("cell", "way"), [*pairs()])
 def test_it_agrees_with_eager(cell, way, device, tmp_path, caplog):
+    is_old = TorchVersion(torch.__version__) < (2, 10)
+    if is_old and cell.name == "masked attention, dynamic" and way in PARTED_BY_DEFAULT:
+        pytest.skip("an assertion in default_partition about symbolic sizes, up to torch 2.9")
     subject, eager = cell.subject(device), cell.subject(device)
     compiled = WAYS[way].compile(subject, cell.dynamic, tmp_path)
     refusal = CANNOT.get((cell.name, way))

@@ -16,6 +16,7 @@ from functorch.compile import aot_function
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.torch_version import TorchVersion
 from training_workloads import WORKLOADS
 
 from lazyfx_compilers import DebugInterpreter, MetadataMismatchError, UnknownOptionError, debug_nop
@@ -633,7 +634,10 @@ def test_a_right_graph_passes_every_check(f, dynamic, training, backend):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_a_training_workload_passes_every_check(name, dynamic, backend):
+def test_a_training_workload_passes_every_check(name, dynamic, backend, request):
+    is_old = TorchVersion(torch.__version__) < (2, 7)
+    if is_old and dynamic and name == "explicit attention" and "AOTAutograd" in request.node.name:
+        pytest.skip("an assertion in default_partition about symbolic sizes, in torch 2.6")
     workload = WORKLOADS[name]
     torch.manual_seed(0)
     module = workload.make(workload.small[-1])

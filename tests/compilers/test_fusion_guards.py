@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo import utils as dynamo_utils
 
 from lazyfx_compilers import NotCompilableError, memory_efficient_fusion, nop
 from lazyfx_core import LazyGraphModule
@@ -270,6 +271,10 @@ def test_compiling_again_and_again_is_said_once(caplog):
     assert len(said) == 1
 
 
+@pytest.mark.skipif(
+    not hasattr(dynamo_utils, "_metrics_context_tls"),
+    reason="Dynamo counts in one place for all threads, and fails at the second, up to torch 2.9",
+)
 def test_threads_may_compile_forwards_and_backwards_at_once():
     # torch compiles a backward when it first runs, in the thread that runs it
     model = nn.Sequential(nn.Linear(4, 8), nn.GELU())

@@ -5,6 +5,7 @@ import torch
 import torch._functorch.config as functorch_config
 import torch.nn.functional as F
 from functorch.compile import min_cut_rematerialization_partition
+from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 
 from lazyfx_compilers import (
@@ -51,6 +52,8 @@ def output_and_gradient(function, x):
 @pytest.mark.parametrize("codegen", ["inductor", "ts", nop], ids=["inductor", "ts", "nop"])
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_numbers_are_eagers(name, codegen, device):
+    if name == "rrelu" and codegen == "inductor" and TorchVersion(torch.__version__) < (2, 12):
+        pytest.skip("up to torch 2.11 inductor draws rrelu in its own way, fallback_random or not")
     x = torch.randn(100, device=device, requires_grad=True)
     fused = memory_efficient_fusion(RANDOM[name], codegen=codegen)
     expected = output_and_gradient(RANDOM[name], x)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch._functorch.config as functorch_config
 import torch.nn.functional as F
+from torch.torch_version import TorchVersion
 from training_workloads import WORKLOADS, made
 
 from lazyfx_compilers import memory_efficient_fusion, nop, ts_compile
@@ -35,6 +36,9 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "codegen", "budget"), CASES)
 def test_gradients_are_eagers_in_float64(name, codegen, budget):
+    is_old = TorchVersion(torch.__version__) < (2, 12)
+    if is_old and "SDPA" in name and codegen == "inductor" and budget == 0.3:
+        pytest.skip("up to torch 2.11 the fake logsumexp of float64 attention is float32")
     module, x = made(name, dtype=torch.float64)
     fused = memory_efficient_fusion(module, codegen=codegen, budget=budget)
     expected = step(module, module, x)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo import utils as dynamo_utils
 from torch.torch_version import TorchVersion
 
 import lazyfx_ltc as ltc
@@ -156,7 +157,7 @@ def test_reset_forgets_what_was_captured() -> None:
 
 
 @pytest.mark.skipif(
-    not hasattr(torch._dynamo.utils, "_metrics_context_tls"),
+    not hasattr(dynamo_utils, "_metrics_context_tls"),
     reason="Dynamo counts in one place for all threads, and fails at the second, up to torch 2.9",
 )
 def test_threads_train_at_once(at_once: Callable[..., None]) -> None:
