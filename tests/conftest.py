@@ -20,7 +20,9 @@ import json, sys
 import torch
 from torch.fx import _lazy_graph_module as torchs
 chooser, before = torchs._get_graph_module_cls, set(sys.modules)
-__import__(sys.argv[1])
+package = __import__(sys.argv[1])
+for name in package.__all__:  # some are imported when they are first asked for
+    getattr(package, name)
 loaded = sorted(set(sys.modules) - before)
 patched = torchs._get_graph_module_cls is not chooser
 try:

@@ -1,6 +1,7 @@
 """The packages agree with each other and with what they declare."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -53,6 +54,26 @@ def imported(name):
     own = {path.name for path in (ROOT / f"packages/lazyfx-{name}/src").iterdir()}
     found = {module.partition(".")[0] for path in sources(name) for module in imports(path)}
     return found - own - sys.stdlib_module_names - {"functorch"}  # functorch is a part of torch
+
+
+@pytest.mark.parametrize("name", ["ltc", "compilers", "tools"])
+def test_type_checkers_and_python_find_names_in_the_same_places(name):
+    """What ``__init__.py`` imports when it is asked for stands there twice."""
+    package = importlib.import_module(f"lazyfx_{name}")
+    body = ast.parse(Path(package.__file__).read_text()).body
+    (block,) = (
+        one for one in body if isinstance(one, ast.If) and "not" not in ast.unparse(one.test)
+    )
+    told = {one.module: tuple(alias.name for alias in one.names) for one in block.body}
+    assert told == package._MODULES
+    assert not hasattr(package, "no_such_name")
+    assert set(package.__all__) <= set(dir(package))
+    for module, names in told.items():
+        assert getattr(package, module) is sys.modules[f"{package.__name__}.{module}"]
+        for one in names:
+            assert getattr(package, one) is getattr(
+                sys.modules[f"{package.__name__}.{module}"], one
+            )
 
 
 def test_one_version_in_lockstep():

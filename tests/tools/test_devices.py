@@ -28,7 +28,7 @@ from lazyfx_tools import (
 )
 from lazyfx_tools.compare._reference import RandomState
 from lazyfx_tools.compare._torch_compare import is_uninitialized, unwritten_results
-from lazyfx_tools.minify._search import seeded
+from lazyfx_tools.minimize._search import seeded
 
 aten = torch.ops.aten
 
@@ -67,7 +67,7 @@ def test_a_random_state_is_put_back_on_every_device(device):
 _FIRST_USE = """
 import sys
 import torch
-from lazyfx_tools.minify._search import seeded
+from lazyfx_tools.minimize._search import seeded
 torch.manual_seed(5)
 with seeded():
     if sys.argv[2] == "inside":

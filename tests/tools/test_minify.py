@@ -21,14 +21,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lazyfx_compilers import InvalidGraphError, NotCompilableError, ReproError
 from lazyfx_compilers._repro import run_fresh
+from lazyfx_tools import crashes, diagnose, differs, minify, raises
 from lazyfx_tools.errors import FaultNotFoundError
-from lazyfx_tools.minify import crashes, diagnose, differs, minify, raises
-from lazyfx_tools.minify._subset import smallest
+from lazyfx_tools.minimize._subset import smallest
 
 pytestmark = pytest.mark.once
 
 aten = torch.ops.aten
-minify_module = sys.modules["lazyfx_tools.minify._minify"]
+minify_module = sys.modules["lazyfx_tools.minimize._minify"]
 
 
 class Block(nn.Module):

@@ -5,21 +5,10 @@ Every compiler has one signature, ``(fx.GraphModule, example_inputs) -> callable
 name, ``torch.compile(backend="lazyfx_nop")``. Importing this package loads no compile stack.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ._types import FxCompiler
-from .debug import CHECKS, DEFAULT_CHECKS, DebugInterpreter, debug_compile, debug_nop
-from .decompositions import default_decompositions
-from .draw import draw_graph_compile
-from .dump import (
-    Dump,
-    DumpedGraph,
-    GraphDumper,
-    Replay,
-    dump_graphs,
-    find_dumps,
-    get_inputs,
-    graph_dumper_aot,
-    load_dump,
-)
 from .errors import (
     BudgetError,
     BudgetWarning,
@@ -38,12 +27,28 @@ from .errors import (
     UnknownOptionError,
     UnsafeRecomputationError,
 )
-from .fusion import memory_efficient_fusion
-from .memory import MemoryReport, memory_report
-from .nop import nop
-from .partition import budget_partitioner
-from .printing import print_compile
-from .torchscript import nnc_jit, simple_ts_compile, ts_compile
+
+if TYPE_CHECKING:
+    from ._nop import nop
+    from .debug import CHECKS, DEFAULT_CHECKS, DebugInterpreter, debug_compile, debug_nop
+    from .decompositions import default_decompositions
+    from .draw import draw_graph_compile
+    from .dump import (
+        Dump,
+        DumpedGraph,
+        GraphDumper,
+        Replay,
+        dump_graphs,
+        find_dumps,
+        get_inputs,
+        graph_dumper_aot,
+        load_dump,
+    )
+    from .fusion import memory_efficient_fusion
+    from .memory import MemoryReport, memory_report
+    from .partition import budget_partitioner
+    from .printing import print_compile
+    from .torchscript import nnc_jit, simple_ts_compile, ts_compile
 
 __version__ = "0.1.0"
 
@@ -92,3 +97,43 @@ __all__ = [
     "simple_ts_compile",
     "ts_compile",
 ]
+
+# What stands where, and is imported when it is first asked for.
+_MODULES: dict[str, tuple[str, ...]] = {
+    "debug": ("CHECKS", "DEFAULT_CHECKS", "DebugInterpreter", "debug_compile", "debug_nop"),
+    "decompositions": ("default_decompositions",),
+    "draw": ("draw_graph_compile",),
+    "dump": (
+        "Dump",
+        "DumpedGraph",
+        "GraphDumper",
+        "Replay",
+        "dump_graphs",
+        "find_dumps",
+        "get_inputs",
+        "graph_dumper_aot",
+        "load_dump",
+    ),
+    "fusion": ("memory_efficient_fusion",),
+    "memory": ("MemoryReport", "memory_report"),
+    "_nop": ("nop",),
+    "partition": ("budget_partitioner",),
+    "printing": ("print_compile",),
+    "torchscript": ("nnc_jit", "simple_ts_compile", "ts_compile"),
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # where it would stand for any name
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f".{name}", __name__)
+        if name not in _WHERE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -26,7 +26,7 @@ def lazyfx_nop(
     options: Mapping[str, Any] | None = None,
 ) -> Compiled:
     """Run the graph as it is. No options."""
-    from .nop import nop
+    from ._nop import nop
 
     known_options("lazyfx_nop", mode, options, ())
     return nop(gm, example_inputs)

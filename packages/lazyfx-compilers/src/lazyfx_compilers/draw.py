@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ._nop import nop
 from ._types import require_graph
 from .errors import CompilerError, MissingDependencyError, UnknownOptionError
-from .nop import nop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -26,6 +26,7 @@ from torch import fx, nn
 
 from . import _torch_aot, _torch_distributed, _torch_inductor
 from ._fused import FusedModule, fused_function, is_fused
+from ._nop import nop
 from ._torch_randomness import never_redrawn
 from .decompositions import default_decompositions
 from .errors import (
@@ -36,7 +37,6 @@ from .errors import (
     NotCompilableError,
     UnknownOptionError,
 )
-from .nop import nop
 from .partition import budget_partitioner
 from .torchscript import ts_compile
 

@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO, overload
 
 from . import _torch_aot
+from ._nop import nop
 from ._types import FxCompiler, require_graph
-from .nop import nop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

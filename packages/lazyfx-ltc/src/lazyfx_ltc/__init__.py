@@ -4,17 +4,9 @@ The same result as eager, or a clear error before anything ran. Importing this p
 initialize the lazy backend; the first extraction does, or :func:`initialize`.
 """
 
-from ._compile import Compiled, compile
-from ._decompose import decompositions
-from ._explanation import Explanation
-from ._extract import extract_compiled_graph
-from ._fallback import get_fallback_ops
-from ._inputs import GraphInputMatcher
-from ._outputs import ReturnValueHandler
-from ._partition import PartitionedGraph
-from ._replay import CompiledGraph
-from ._rewrite import force_lazy_device
-from ._session import initialize
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     CaptureError,
     FallbackError,
@@ -28,6 +20,19 @@ from .errors import (
     ProgramError,
     SessionError,
 )
+
+if TYPE_CHECKING:
+    from ._compile import Compiled, compile
+    from ._decompose import decompositions
+    from ._explanation import Explanation
+    from ._extract import extract_compiled_graph
+    from ._fallback import get_fallback_ops
+    from ._inputs import GraphInputMatcher
+    from ._outputs import ReturnValueHandler
+    from ._partition import PartitionedGraph
+    from ._replay import CompiledGraph
+    from ._rewrite import force_lazy_device
+    from ._session import initialize
 
 __version__ = "0.1.0"
 
@@ -57,3 +62,34 @@ __all__ = [
     "get_fallback_ops",
     "initialize",
 ]
+
+# What stands where, and is imported when it is first asked for.
+_MODULES: dict[str, tuple[str, ...]] = {
+    "_compile": ("Compiled", "compile"),
+    "_decompose": ("decompositions",),
+    "_explanation": ("Explanation",),
+    "_extract": ("extract_compiled_graph",),
+    "_fallback": ("get_fallback_ops",),
+    "_inputs": ("GraphInputMatcher",),
+    "_outputs": ("ReturnValueHandler",),
+    "_partition": ("PartitionedGraph",),
+    "_replay": ("CompiledGraph",),
+    "_rewrite": ("force_lazy_device",),
+    "_session": ("initialize",),
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # where it would stand for any name
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f".{name}", __name__)
+        if name not in _WHERE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -55,7 +55,7 @@ def minify(
     """
     find_compiler(compiler)  # says at once if there is none
     # not `from lazyfx_tools import minify`, which is the function
-    tools: Any = importlib.import_module("lazyfx_tools.minify")
+    tools: Any = importlib.import_module("lazyfx_tools.minimize")
     errors: Any = importlib.import_module("lazyfx_tools.errors")
     graph = one_graph(path, allow)
     gm, inputs = graph.module(), graph.inputs(seed=seed)

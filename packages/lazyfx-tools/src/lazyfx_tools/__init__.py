@@ -7,11 +7,16 @@ page that opens from disk. The command ``lazyfx`` does the same to dumps. Import
 loads no compile stack.
 """
 
-from .compare import Comparison, Divergence, compare_compiled, compare_graph
-from .diff import DumpDiff, GraphDiff, diff_dumps, diff_graphs
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .errors import DivergenceError, FaultNotFoundError
-from .minify import Fault, Minified, crashes, diagnose, differs, minify, raises
-from .render import Difference, GraphView, difference_view, graph_view, render_html, write_html
+
+if TYPE_CHECKING:
+    from .compare import Comparison, Divergence, compare_compiled, compare_graph
+    from .diff import DumpDiff, GraphDiff, diff_dumps, diff_graphs
+    from .minimize import Fault, Minified, crashes, diagnose, differs, minify, raises
+    from .render import Difference, GraphView, difference_view, graph_view, render_html, write_html
 
 __version__ = "0.1.0"
 
@@ -41,3 +46,34 @@ __all__ = [
     "render_html",
     "write_html",
 ]
+
+# What stands where, and is imported when it is first asked for.
+_MODULES: dict[str, tuple[str, ...]] = {
+    "compare": ("Comparison", "Divergence", "compare_compiled", "compare_graph"),
+    "diff": ("DumpDiff", "GraphDiff", "diff_dumps", "diff_graphs"),
+    "minimize": ("Fault", "Minified", "crashes", "diagnose", "differs", "minify", "raises"),
+    "render": (
+        "Difference",
+        "GraphView",
+        "difference_view",
+        "graph_view",
+        "render_html",
+        "write_html",
+    ),
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # where it would stand for any name
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f".{name}", __name__)
+        if name not in _WHERE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -22,9 +22,9 @@ from torch import fx
 
 import lazyfx_core
 from lazyfx_compilers import _torch_aot, _torch_debug
+from lazyfx_compilers._nop import nop
 from lazyfx_compilers._types import require_graph
 from lazyfx_compilers.errors import NotCompilableError, UnknownOptionError
-from lazyfx_compilers.nop import nop
 
 from ._graphs import operator_counts, output_names, readable_code
 from ._recording import has_integer_tensor, recording_first_run

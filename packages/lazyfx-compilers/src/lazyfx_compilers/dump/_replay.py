@@ -11,9 +11,9 @@ import torch
 from torch import fx
 
 from lazyfx_compilers import _torch_aot
+from lazyfx_compilers._nop import nop
 from lazyfx_compilers._torch_randomness import random_operators
 from lazyfx_compilers._types import as_boxed
-from lazyfx_compilers.nop import nop
 
 from . import _environment
 from ._comparison import Comparison, Results, same_bits

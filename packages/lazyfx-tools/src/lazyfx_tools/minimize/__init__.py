@@ -3,7 +3,7 @@
 A fault is a predicate: it looks at a graph and inputs and says whether the fault is there.
 :func:`raises`, :func:`differs` and :func:`crashes` make those for faults of compilers;
 :func:`diagnose` says which of them it is. The search is described in
-:mod:`lazyfx_tools.minify._search`, the program in :mod:`lazyfx_compilers._repro`.
+:mod:`lazyfx_tools.minimize._search`, the program in :mod:`lazyfx_compilers._repro`.
 """
 
 from ._faults import Fault, crashes, diagnose, differs, raises

@@ -11,9 +11,9 @@ import torch
 from torch import fx
 
 from lazyfx_compilers import _torch_aot
+from lazyfx_compilers._nop import nop
 from lazyfx_compilers._torch_standalone import copied, leaves
 from lazyfx_compilers._types import boxed
-from lazyfx_compilers.nop import nop
 from lazyfx_compilers.partition import budget_partitioner
 from lazyfx_tools.compare import _torch_compare
 
