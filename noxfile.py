@@ -106,10 +106,20 @@ def _floors(*names: str) -> Iterator[str]:
 @nox.session(tags=["ci"], reuse_venv=False)
 @nox.parametrize("package", list(SIBLINGS), ids=list(SIBLINGS))
 def isolated(session: nox.Session, package: str) -> None:
-    """One package's wheel and the least that it declares: oldest releases, no other siblings."""
-    names = (package, *SIBLINGS[package])
-    wheels = _build_wheels(session, *names)
-    session.install(*_floors(*names), *UNDECLARED, *TESTING, *wheels.values())
+    """One package's wheel, what it declares, and the tools of its own tests: no other siblings."""
+    _alone(session, package, f"torch=={DEFAULT_TORCH}")
+
+
+@nox.session(reuse_venv=False)
+@nox.parametrize("package", list(SIBLINGS), ids=list(SIBLINGS))
+def floors(session: nox.Session, package: str) -> None:
+    """The same on the oldest release of everything that a package declares."""
+    _alone(session, package, *_floors(package, *SIBLINGS[package]), *UNDECLARED)
+
+
+def _alone(session: nox.Session, package: str, *requirements: str) -> None:
+    wheels = _build_wheels(session, package, *SIBLINGS[package])
+    session.install(*requirements, *TESTING, *wheels.values())
     absent = [name for name in SIBLINGS if name != package and name not in SIBLINGS[package]]
     session.run(
         "python",

@@ -284,7 +284,7 @@ BROKEN = {
     PicklesChangeBuffers: "loaded from",
     CopiesAreOfAnotherClass: "a deep copy should be a CopiesAreOfAnotherClass",
     GeneratesWhenMarked: "should be stale, is fresh",
-    SwallowsErrors: "instead of InvalidGraphError",
+    SwallowsErrors: "instead of InvalidGraphError|jit.script",
     MutatesCopiesOfInputs: "inputs after the call",
     HidesItsSignature: "forward gave|signature|annotations|local variables|raised|a copy",
 }

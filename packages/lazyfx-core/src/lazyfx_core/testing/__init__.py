@@ -10,7 +10,17 @@ Needs hypothesis: ``python -m pip install 'lazyfx-core[testing]'``. Importing it
 :class:`lazyfx_core.MissingDependencyError`. ``lazyfx_core`` itself never imports this package.
 """
 
-from . import _requirements  # isort: skip  # noqa: F401  # fails first, and says what to install
+from lazyfx_core.errors import MissingDependencyError
+
+try:
+    import hypothesis as _hypothesis  # noqa: F401  # fails first, and says what to install
+except ImportError as error:
+    raise MissingDependencyError(
+        "hypothesis",
+        needed_for="lazyfx_core.testing",
+        command="python -m pip install 'lazyfx-core[testing]'",
+    ) from error
+
 from ._case import GraphCase
 from ._diff import assert_graphs_equal, graph_diff
 from ._edits import Edit, InvalidEdit, apply_edit, broken, edits, invalid_edits

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+import traceback
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ def run_unseeded(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Outco
     try:
         return Outcome(value=function(*inputs), error=None, inputs=inputs)
     except Exception as error:
+        # torch 2.6 crashes if what a failed script holds is freed in another thread.
+        traceback.clear_frames(error.__traceback__)
         return Outcome(value=None, error=error, inputs=inputs)
 
 
