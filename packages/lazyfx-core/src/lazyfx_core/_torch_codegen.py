@@ -8,8 +8,8 @@ private name                                     used for
 ``graph._BoxedCodeGen``                          signatures that take one list (after torch 2.9)
 ``torch.utils._pytree``                          making specs, and knowing which types are taken
                                                  apart
-``_pytree.treespec_leaf``                        the same (after torch 2.11)
-``TreeSpec._context``, ``TreeSpec._children``    the structure itself (after torch 2.11)
+``_pytree.treespec_leaf``                        the same (after torch 2.9)
+``TreeSpec._context``, ``TreeSpec._children``    the structure itself (after torch 2.9)
 ===============================================  ===================================================
 
 A tree spec is written as ``null`` for a leaf, else ``[type, context, [children]]``; the type of
