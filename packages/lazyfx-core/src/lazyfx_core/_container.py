@@ -192,7 +192,7 @@ def read_container(
     Raises:
         GraphFormatError: The file is damaged, altered, of another kind or newer than this reader,
             or a tensor was on a device that is not here; names the file and the field.
-        ValueError: ``map_location`` is a device that cannot be used here.
+        ValueError: ``map_location`` cannot be used here.
         OSError: The file cannot be opened or mapped.
     """
     moved_to = None if map_location is None else torch.device(map_location)

@@ -3,8 +3,7 @@
 ``node.meta`` is where passes leave whatever they like, so a graph must not fail to be stored
 because of one entry. What cannot be stored is left out and listed in one
 :class:`~lazyfx_core.errors.DroppedMetadataWarning` per module, or raises if the caller is strict.
-Nor must it fail to be loaded because another torch stored it: entries that name what this one does
-not have are left out and listed, too.
+So is what another torch stored and this one does not have, when it is loaded.
 
 Kinds: plain values and containers, strings (stack traces are written once each), tensor metadata,
 fake tensors and symbolic numbers (all in one mode), operators, references to nodes. Containers that
@@ -192,7 +191,7 @@ def _read_what_there_is(row: dict[str, Any], decode: Decoder) -> dict[str, Any]:
 
 
 def warn_of_left_out(left_out: dict[str, str], class_name: str, stacklevel: int = 3) -> None:
-    """Say once which metadata was not loaded, if any was not."""
+    """Say once which metadata was not loaded."""
     if left_out:
         listed = "; ".join(f"{key!r} ({reason})" for key, reason in sorted(left_out.items()))
         warnings.warn(

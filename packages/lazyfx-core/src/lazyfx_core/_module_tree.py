@@ -245,7 +245,7 @@ class ModuleReader:
         self._left_out: dict[str, str] = {}
 
     def warn(self, class_name: str, stacklevel: int) -> None:
-        """Say which metadata this torch does not have, if there was such."""
+        """Say which metadata was not loaded."""
         warn_of_left_out(self._left_out, class_name, stacklevel + 1)
 
     def read(self) -> fx.GraphModule:

@@ -289,7 +289,7 @@ def _restore_state(
             raise GraphFormatError(f"attribute {name!r:.80} is not one of the module")
         if name == "meta":
             attributes[name] = {} if value is None else read_meta(value, decode)
-            if decode.left_out and not head.get("uses_tables"):  # else the graph says it
+            if not head.get("uses_tables"):  # else the graph says it
                 warn_of_left_out(decode.left_out, type(gm).__name__)
         else:
             attributes[name] = decode(value)

@@ -173,9 +173,10 @@ def find_class(path: str) -> type:
         except ImportError:
             found = None
     if not isinstance(found, type):
-        is_known = path in _TRACERS or _may_be_record(path)
-        kind = NotInThisTorchError if is_known else GraphFormatError
-        raise kind(f"{path!r:.200} is not a class that this torch has")
+        known = path in _TRACERS or _may_be_record(path)
+        raise (NotInThisTorchError if known else GraphFormatError)(
+            f"{path!r:.200} is not a class that this torch has"
+        )
     return found
 
 

@@ -123,7 +123,4 @@ class MissingDependencyError(LazyFxError, ImportError):
 
 
 class DroppedMetadataWarning(UserWarning):
-    """A module was stored or loaded without some of its metadata; the message lists the keys.
-
-    Stored without what cannot be stored; loaded without what this torch does not have.
-    """
+    """Metadata that cannot be stored, or that this torch lacks, was left out; lists the keys."""

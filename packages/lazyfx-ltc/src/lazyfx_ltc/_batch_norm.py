@@ -8,6 +8,7 @@ variance.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,8 @@ def functional_batch_norm(
     return (*results, *_new_statistics(tensor, running_mean, running_var, momentum))
 
 
-def _native(
+def _written(
+    kernel: Callable[..., Any],
     input: torch.Tensor,
     weight: Any,
     bias: Any,
@@ -62,10 +64,15 @@ def _native(
     if not training or running_mean is None or running_var is None:
         return NotImplemented
     mean, var = _new_statistics(input, running_mean, running_var, momentum)
-    results = _ATEN.native_batch_norm.default(input, weight, bias, None, None, True, momentum, eps)
+    results = kernel(input, weight, bias, None, None, True, momentum, eps)
     running_mean.copy_(mean)
     running_var.copy_(var)
     return results
+
+
+_native = functools.partial(_written, _ATEN.native_batch_norm.default)
+# What make_fx records on a GPU; its backward wants what cuDNN itself has saved.
+_cudnn = functools.partial(_written, _ATEN.cudnn_batch_norm.default)
 
 
 def _function(
@@ -95,26 +102,6 @@ def _torch_function(
 ) -> Any:
     results = _native(input, weight, bias, running_mean, running_var, training, momentum, eps)
     return results if results is NotImplemented else results[0]
-
-
-def _cudnn(
-    input: torch.Tensor,
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Any:
-    """What ``make_fx`` records on a GPU; its backward wants what cuDNN itself has saved."""
-    if not training or running_mean is None or running_var is None:
-        return NotImplemented
-    mean, var = _new_statistics(input, running_mean, running_var, momentum)
-    results = _ATEN.cudnn_batch_norm.default(input, weight, bias, None, None, True, momentum, eps)
-    running_mean.copy_(mean)
-    running_var.copy_(var)
-    return results
 
 
 BATCH_NORMS: dict[Any, Callable[..., Any]] = {

@@ -7,8 +7,9 @@ page that opens from disk. The command ``lazyfx`` does the same to dumps. Import
 loads no compile stack.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lazyfx_core._lazy_names import lazy_names
 
 from .errors import DivergenceError, FaultNotFoundError
 
@@ -61,19 +62,5 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "write_html",
     ),
 }
-_WHERE = {name: module for module, names in _MODULES.items() for name in names}
-
-if not TYPE_CHECKING:  # where it would stand for any name
-
-    def __getattr__(name: str) -> Any:
-        if name in _MODULES:
-            return importlib.import_module(f".{name}", __name__)
-        if name not in _WHERE:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # for which any name would be there
+    __getattr__, __dir__ = lazy_names(globals(), _MODULES)
