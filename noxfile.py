@@ -110,7 +110,7 @@ def isolated(session: nox.Session, package: str) -> None:
     _alone(session, package, f"torch=={DEFAULT_TORCH}")
 
 
-@nox.session(reuse_venv=False)
+@nox.session(tags=["ci"], reuse_venv=False)
 @nox.parametrize("package", list(SIBLINGS), ids=list(SIBLINGS))
 def floors(session: nox.Session, package: str) -> None:
     """The same on the oldest release of everything that a package declares."""
