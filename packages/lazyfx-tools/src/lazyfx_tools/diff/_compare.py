@@ -288,7 +288,11 @@ def _value_fields(one: torch.Tensor, other: torch.Tensor, prefix: str) -> Iterat
         left, right = one.dequantize(), other.dequantize()
     else:
         left, right = (each.detach().resolve_conj().resolve_neg().cpu() for each in (one, other))
-    unequal = (left != right) & ~((left != left) & (right != right))
+    try:
+        unequal = (left != right) & ~((left != left) & (right != right))
+    except NotImplementedError:  # float4, up to torch 2.9
+        left, right = (each.view(torch.uint8) for each in (left, right))
+        unequal = left != right
     if left.dtype in _SIGNED_ZEROS:
         unequal |= (left == 0) & (right == 0) & (left.signbit() != right.signbit())
     count = int(unequal.sum())
