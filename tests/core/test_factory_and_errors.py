@@ -89,8 +89,10 @@ def test_a_graph_module_where_a_graph_belongs_is_told_the_way(plain):
         LazyGraphModule(plain, plain)
     with pytest.raises(NotAGraphModuleError, match=r"pass gm\.graph"):
         make_graph_module(plain, plain)
-    with pytest.raises(NotAGraphModuleError, match="root="):
+    with pytest.raises(NotAGraphModuleError, match=r"LazyGraphModule\(root="):
         LazyGraphModule(None, plain.graph)
+    with pytest.raises(NotAGraphModuleError, match=r"make_graph_module\(root="):
+        make_graph_module(None, plain.graph)
     with pytest.raises(NotAGraphModuleError, match=r"check_graph\(\) takes"):
         check_graph(plain)
 
@@ -101,11 +103,12 @@ def test_an_explicit_class_must_be_a_class_of_graph_modules(plain, wrong):
         make_graph_module(plain, plain.graph, graph_module_cls=wrong)
 
 
-def test_a_target_the_root_does_not_have_is_named(plain):
+@pytest.mark.parametrize("build", [LazyGraphModule, make_graph_module])
+def test_a_target_the_root_does_not_have_is_named(plain, build):
     with pytest.raises(InvalidGraphError, match=r"node 'linear'.*'linear'.*no attribute 'linear'"):
-        LazyGraphModule(nn.Module(), plain.graph)
+        build(nn.Module(), plain.graph)
     with pytest.raises(InvalidGraphError, match=r"'linear'.*not a key of the root mapping"):
-        LazyGraphModule({}, plain.graph)
+        build({}, plain.graph)
 
 
 def invalid_foreign(gm):

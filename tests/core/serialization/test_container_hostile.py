@@ -434,7 +434,7 @@ TABLES = {
     "structure too short": (lambda t: t.update(structure_bytes=38), "exactly the 38 bytes"),
     "structure too long": (lambda t: t.update(structure_bytes=40), "exactly the 40 bytes"),
     "structure of nothing": (lambda t: t.update(structure_bytes=0), "exactly the 0 bytes"),
-    "structure of 2**62": (lambda t: t.update(structure_bytes=2**62), "max_structure_bytes allows"),
+    "structure of 2**62": (lambda t: t.update(structure_bytes=2**62), "a file of this size may expand to"),
     "structure of -1": (lambda t: t.update(structure_bytes=-1), "structure_bytes is -1"),
 }
 
@@ -500,7 +500,7 @@ def test_a_structure_larger_than_allowed_is_not_expanded(tmp_path, parts):
     path.write_bytes(parts.join())
     for read in (read_container, read_structure):
         assert len(read(path, max_structure_bytes=1 << 20)[0]) == 1 << 20
-        with pytest.raises(GraphFormatError, match="1048576, more than the 1048575 .*raise it"):
+        with pytest.raises(GraphFormatError, match="1048576, more than the 1048575 .*hostile"):
             read(path, max_structure_bytes=(1 << 20) - 1)
 
 

@@ -195,10 +195,8 @@ def read_container(
         ValueError: ``map_location`` cannot be used here.
         OSError: The file cannot be opened or mapped.
     """
-    moved_to = None if map_location is None else torch.device(map_location)
     with _opened(path) as file, plain_operations():
-        if moved_to is not None:
-            _require_usable(moved_to)
+        moved_to = None if map_location is None else _usable(map_location)
         head = read_head(file, max_structure_bytes)
         mapping = _map(file, head.tensors_end)
         if check_tensors:
@@ -313,10 +311,10 @@ def _load_storage(
     return window.untyped_storage()
 
 
-def _require_usable(device: torch.device) -> None:
-    """Raise :class:`ValueError` if nothing can be put on the user's ``map_location``."""
+def _usable(device: torch.device | str) -> torch.device:
+    """The user's ``map_location``; :class:`ValueError` if nothing can be put there."""
     try:
-        torch.empty(0, device=device)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # the latter where torch is built without it
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(

@@ -270,8 +270,8 @@ def _read(file: BinaryIO, length: int, what: str, most: int) -> bytes:
 def _expand(blob: bytes, stated: int, most: int) -> bytes:
     if stated > most:
         raise GraphFormatError(
-            f"structure_bytes is {stated}, more than the {most} that max_structure_bytes allows; "
-            "raise it if you trust the file"
+            f"structure_bytes is {stated}, more than the {most} that a file of this size "
+            "may expand to; it is damaged or hostile"
         )
     expander = zlib.decompressobj()
     try:

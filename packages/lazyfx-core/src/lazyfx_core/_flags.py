@@ -28,7 +28,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from contextlib import ContextDecorator
+from contextlib import ContextDecorator, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
@@ -36,7 +36,7 @@ from torch import fx
 
 from . import _torch_fx
 from ._graph_module import LazyGraphModule
-from ._structure import describe
+from ._structure import check_targets_exist, describe, require_parts
 from .errors import NotAGraphModuleError
 
 if TYPE_CHECKING:
@@ -276,15 +276,14 @@ def make_graph_module(
             "make_graph_module(graph_module_cls=...) takes torch.fx.GraphModule or a subclass, "
             f"got {describe(cls)}; leave it out to let the flags decide"
         )
-    if not isinstance(graph, fx.Graph):
-        raise NotAGraphModuleError(
-            f"make_graph_module(graph=...) takes a torch.fx.Graph, got {describe(graph)}; "
-            "pass gm.graph of a GraphModule"
-        )
-    if graph_module_cls is fx.GraphModule and _torch_fx.wide_installed():
-        with force_skip_lazy_graph_module():
+    require_parts("make_graph_module", root, graph)
+    forced = graph_module_cls is fx.GraphModule and _torch_fx.wide_installed()
+    try:
+        with force_skip_lazy_graph_module() if forced else nullcontext():
             return cls(root, graph, class_name)
-    return cls(root, graph, class_name)
+    except (AttributeError, KeyError, RuntimeError):
+        check_targets_exist(root, graph)  # says it better, if that is what went wrong
+        raise
 
 
 def remove_seam() -> None:

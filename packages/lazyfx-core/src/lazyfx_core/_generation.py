@@ -19,9 +19,8 @@ from ._forward import GENERATION_LOCK, STALE_CALL, STALE_FORWARD, LazyPythonCode
 from ._instance_class import QUALNAME, Generated, own_classes, own_state, with_own_class
 from ._snapshot import is_unchanged, keep_snapshot, kept_snapshot, take_snapshot
 from ._structure import check_graph
-from ._torch_fx import GENERATED_FIELDS, inside_dynamo
+from ._torch_fx import GENERATED_FIELDS, inside_dynamo, release_with
 from ._torch_graph import node_count
-from ._torch_sources import release_with
 from .errors import CodeGenerationError, LazyFxError
 
 if TYPE_CHECKING:

@@ -68,7 +68,9 @@ def graph_hash(
         False
     """
     if not isinstance(gm, fx.GraphModule):
-        raise NotAGraphModuleError(f"graph_hash(gm) takes a graph module, got {describe(gm)}")
+        raise NotAGraphModuleError(
+            f"graph_hash(gm) takes a graph module, not its graph; got {describe(gm)}"
+        )
     return _Hasher(names=names, meta=meta, values=values).module(gm)
 
 

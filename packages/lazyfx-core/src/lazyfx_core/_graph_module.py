@@ -40,7 +40,7 @@ from ._instance_class import (
     finalizer,
     user_class,
 )
-from ._structure import check_targets_exist, describe
+from ._structure import check_targets_exist, describe, require_parts
 from ._torch_fx import DYNAMO_ASKS_FIRST, GENERATED_FIELDS, torch_reduction
 from ._torch_graph import depends_on_the_moment, pytree_specs
 from .errors import NotAGraphModuleError
@@ -124,16 +124,7 @@ class LazyGraphModule(fx.GraphModule):
         *,
         verify: bool = False,
     ) -> None:
-        if not isinstance(root, (nn.Module, dict)):
-            raise NotAGraphModuleError(
-                f"LazyGraphModule(root=...) takes an nn.Module or a dict, got {describe(root)}; "
-                "pass nn.Module() if the graph refers to no parameters or submodules"
-            )
-        if not isinstance(graph, fx.Graph):
-            hint = "pass gm.graph" if isinstance(graph, fx.GraphModule) else "trace one first"
-            raise NotAGraphModuleError(
-                f"LazyGraphModule(graph=...) takes a torch.fx.Graph, got {describe(graph)}; {hint}"
-            )
+        require_parts("LazyGraphModule", root, graph)
         theirs = type(self).recompile is not LazyGraphModule.recompile
         if theirs:
             leave_to_subclass(self)

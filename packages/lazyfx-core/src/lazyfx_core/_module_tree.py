@@ -372,7 +372,7 @@ class ModuleReader:
             shown = str(name).replace(":", ".")
             raise GraphFormatError(
                 f"it refers to {shown:.200}, which is not torch's; if you trust it, pass "
-                f"allow=[{shown.rpartition('.')[2]:.80}]"
+                f"allow=[{shown:.200}]"
             )
         return self._allowed[name]
 
@@ -390,7 +390,7 @@ def by_name(value: Any) -> Any:
     if name is None or find_loaded(name) is not value:
         raise Unstorable(
             f"a {type(value).__name__} ({value!r:.80}) is neither plain data nor a function or "
-            "class that has a name in its module"
+            "class that has a name in its module; define it at the top level of one"
         )
     return {"allowed": name}
 

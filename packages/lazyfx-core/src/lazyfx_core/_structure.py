@@ -87,6 +87,20 @@ def _bad_argument(graph: fx.Graph, node: fx.Node, argument: fx.Node) -> str:
     )
 
 
+def require_parts(where: str, root: object, graph: object) -> None:
+    """Raise :class:`NotAGraphModuleError` unless a graph module can be built from them at all."""
+    if not isinstance(root, (nn.Module, dict)):
+        raise NotAGraphModuleError(
+            f"{where}(root=...) takes an nn.Module or a dict, got {describe(root)}; "
+            "pass nn.Module() if the graph refers to no parameters or submodules"
+        )
+    if not isinstance(graph, fx.Graph):
+        hint = "pass gm.graph" if isinstance(graph, fx.GraphModule) else "trace one first"
+        raise NotAGraphModuleError(
+            f"{where}(graph=...) takes a torch.fx.Graph, got {describe(graph)}; {hint}"
+        )
+
+
 def check_targets_exist(root: nn.Module | Mapping[str, Any], graph: fx.Graph) -> None:
     """Raise :class:`MissingTargetError` naming the first node whose target ``root`` does not hold.
 
