@@ -461,6 +461,43 @@ def test_the_sign_of_zero() -> None:
     assert torch.equal(compiled(x), 1 / torch.relu(x).sin().sin())
 
 
+@torch.no_grad()
+def test_what_changes_all_the_time_is_left_to_eager_with_one_reason() -> None:
+    factor = 0.0
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return x * factor
+
+    compiled = ltc.compile(scaled)
+    for factor in range(40):  # noqa: B007
+        assert torch.equal(compiled(X), X * factor)
+    assert len(compiled.fallbacks) == 1
+    assert "change all the time" in compiled.fallbacks[0]
+    compiled.clear()
+    assert torch.equal(compiled(X), X * factor)
+    assert (compiled.captures, compiled.fallbacks) == (1, ())
+
+
+@torch.no_grad()
+def test_what_changes_all_the_time_is_an_error_where_one_is_asked_for() -> None:
+    factor = 0.0
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return x * factor
+
+    compiled = ltc.compile(scaled, fallback="error")
+    for factor in range(33):  # noqa: B007
+        assert torch.equal(compiled(X), X * factor)
+    for factor in range(50, 53):
+        with pytest.raises(ltc.CaptureError, match="scaled reads change all the time"):
+            compiled(X)
+    factor = 32  # as it was at the last capture
+    assert torch.equal(compiled(X), X * factor)
+    compiled.clear()
+    factor = 7
+    assert torch.equal(compiled(X), X * factor)
+
+
 def test_gradients_are_refused() -> None:
     compiled = ltc.compile(Model())
     with torch.no_grad():

@@ -105,11 +105,12 @@ class Compiled:
         Raises:
             GradientError: Grad mode is on, and an argument or parameter requires grad.
             FrozenError: A frozen tensor of the model has changed.
-            LtcError: With ``fallback="error"``: the call cannot be captured.
+            LtcError: With ``fallback="error"``: the call cannot be captured, or what is outside of
+                the model has changed too often.
         """
         if (
             CAPTURING.get()
-            or self._changes > _CHANGES
+            or (self._changes > _CHANGES and self._fallback == "eager")
             or not (self._outside.is_as_it_was() or self._changed())
         ):
             return self.model(*args, **kwargs)
@@ -138,13 +139,13 @@ class Compiled:
             if self._changes <= _CHANGES:
                 self._graphs, self._outside = {}, _NOTHING
                 return True
-        self._note(
-            (),
-            CaptureError(
-                f"globals, closures or other objects that {_name(self.model)} reads change all the"
-                " time: expected them to stay; pass what changes as an argument"
-            ),
+        error = CaptureError(
+            f"globals, closures or other objects that {_name(self.model)} reads change all the"
+            " time: expected them to stay; pass what changes as an argument"
         )
+        if self._fallback == "error":
+            raise error
+        self._note((), error)
         return False
 
     @staticmethod
