@@ -469,7 +469,7 @@ def test_what_changes_all_the_time_is_left_to_eager_with_one_reason() -> None:
         return x * factor
 
     compiled = ltc.compile(scaled)
-    for factor in range(40):  # noqa: B007
+    for factor in range(40):
         assert torch.equal(compiled(X), X * factor)
     assert len(compiled.fallbacks) == 1
     assert "change all the time" in compiled.fallbacks[0]
@@ -486,9 +486,9 @@ def test_what_changes_all_the_time_is_an_error_where_one_is_asked_for() -> None:
         return x * factor
 
     compiled = ltc.compile(scaled, fallback="error")
-    for factor in range(33):  # noqa: B007
+    for factor in range(33):
         assert torch.equal(compiled(X), X * factor)
-    for factor in range(50, 53):
+    for factor in range(50, 53):  # noqa: B007
         with pytest.raises(ltc.CaptureError, match="scaled reads change all the time"):
             compiled(X)
     factor = 32  # as it was at the last capture

@@ -403,3 +403,29 @@ def test_values_that_cannot_be_read_are_refused_by_name():
     assert graph_hash(gm)
     with pytest.raises(SerializationError, match="node 'held'.*sparse"):
         graph_hash(gm, values=True)
+
+
+def test_values_are_hashed_without_numpy_as_with_it():
+    program = """
+import sys, warnings
+if sys.argv[1] == "without":
+    sys.modules["numpy"] = None
+warnings.simplefilter("ignore")
+import torch
+from torch import fx, nn
+from lazyfx_core import graph_hash
+torch.manual_seed(0)
+root = nn.Module()
+root.a, root.b = nn.Parameter(torch.randn(3, 2)[1:].T), nn.Parameter(torch.zeros(0))
+graph = fx.Graph()
+graph.output((graph.get_attr("a"), graph.get_attr("b")))
+print(graph_hash(fx.GraphModule(root, graph), values=True))
+"""
+    hashes = [
+        subprocess.run(
+            [sys.executable, "-c", program, how], capture_output=True, text=True, check=True
+        ).stdout
+        for how in ("with", "without")
+    ]
+    assert len(hashes[0]) == 65
+    assert hashes[0] == hashes[1]

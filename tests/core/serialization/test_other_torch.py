@@ -4,12 +4,17 @@ Another torch is imitated by taking a class out of this one, or an operator, aft
 """
 
 import dataclasses
+import importlib
 import pickle
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import NodeSource, NodeSourceAction
 from torch.utils import _pytree
 
 from lazyfx_core import (
@@ -17,6 +22,7 @@ from lazyfx_core import (
     LazyGraphModule,
     NotInThisTorchError,
     _torch_records,
+    _torch_sympy,
     load_graph,
     save_graph,
 )
@@ -90,23 +96,138 @@ def test_a_record_that_is_gone_is_left_out_and_named(store, become_another_torch
 def test_a_record_of_other_fields_is_left_out(store, become_another_torch):
     load = store(sine(kept=1, key=_pytree.SequenceKey(3)))
     become_another_torch(dataclasses.make_dataclass("SequenceKey", ["position"]))
-    with pytest.warns(DroppedMetadataWarning, match=r"takes \('position',\), found \['idx'\]"):
+    with pytest.warns(DroppedMetadataWarning, match=r"takes \['position'\], found \['idx'\]"):
         assert metas(load()) == [{"kept": 1}] * 3
 
 
 def test_a_record_that_needs_more_fields_is_left_out(store, become_another_torch):
     load = store(sine(kept=1, key=_pytree.SequenceKey(3)))
     become_another_torch(dataclasses.make_dataclass("SequenceKey", ["idx", "of"]))
-    with pytest.warns(DroppedMetadataWarning, match=r"takes \('idx', 'of'\), found \['idx'\]"):
+    with pytest.warns(DroppedMetadataWarning, match=r"takes \['idx', 'of'\], found \['idx'\]"):
         assert metas(load()) == [{"kept": 1}] * 3
 
 
-def test_a_record_that_has_got_a_field_with_a_default_comes_back(store, become_another_torch):
+@pytest.mark.parametrize("slots", [False, True])
+def test_a_record_that_has_got_a_field_with_a_default_comes_back(
+    store, become_another_torch, slots
+):
     load = store(sine(key=_pytree.SequenceKey(3)))
-    fields = ["idx", ("of", int, 7)]
-    become_another_torch(dataclasses.make_dataclass("SequenceKey", fields))
+    fields = ["idx", ("of", int, dataclasses.field(default=7))]
+    become_another_torch(dataclasses.make_dataclass("SequenceKey", fields, slots=slots))
     for meta in metas(load()):
         assert (meta["key"].idx, meta["key"].of) == (3, 7)
+
+
+REPLACE, CREATE = NodeSourceAction.REPLACE, NodeSourceAction.CREATE
+ACTIONS = (
+    [(REPLACE, [REPLACE]), (None, []), ([REPLACE, CREATE], [REPLACE, CREATE])]
+    if isinstance(NodeSource(None).action, list)  # after torch 2.6
+    else [([REPLACE], REPLACE), ([], None), (CREATE, CREATE)]
+)
+
+
+@pytest.mark.parametrize(("stored", "expected"), ACTIONS)
+def test_the_source_of_a_node_has_as_many_actions_as_here(store, stored, expected):
+    gm = sine()
+    _, node, _ = gm.graph.nodes
+    source = NodeSource(node, "a_pass", REPLACE)
+    source.action = stored
+    node.meta["from_node"] = [source]
+    (back,) = metas(store(gm)())[1]["from_node"]
+    assert back.action == expected
+    assert vars(back).keys() == vars(source).keys()
+    assert "a_pass" in repr(back)
+    assert back.to_dict()["pass_name"] == "a_pass"
+
+
+@pytest.mark.skipif(
+    isinstance(NodeSource(None).action, list), reason="several actions are new after torch 2.6"
+)
+def test_a_source_of_several_actions_is_left_out(store):
+    gm = sine(kept=1)
+    source = NodeSource(next(iter(gm.graph.nodes)), "a_pass", REPLACE)
+    source.action = [REPLACE, CREATE]
+    gm.graph.output_node().meta["from_node"] = [source]
+    with pytest.warns(DroppedMetadataWarning, match="from_node.*one action, found several"):
+        assert metas(store(gm)()) == [{"kept": 1}] * 3
+
+
+def test_a_source_of_other_fields_is_left_out(store):
+    gm = sine(kept=1)
+    source = NodeSource(next(iter(gm.graph.nodes)), "a_pass", REPLACE)
+    del source.pass_name
+    gm.graph.output_node().meta["from_node"] = [source]
+    with pytest.warns(DroppedMetadataWarning, match="from_node.*NodeSource takes"):
+        assert metas(store(gm)()) == [{"kept": 1}] * 3
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_module_beside_what_is_left_out_is_left_out(store, become_another_torch, place):
+    held = [_pytree.SequenceKey(3)]
+    held.insert(place, torch.nn.Linear(1, 1))
+    load = store(sine(kept=1, held=held))
+    become_another_torch()
+    with pytest.warns(DroppedMetadataWarning, match="'held'"):
+        assert metas(load()) == [{"kept": 1}] * 3
+
+
+def test_symbolic_values_that_need_a_function_of_another_torch_are_left_out(store, monkeypatch):
+    traced = make_fx(lambda x: x[: x.shape[0] // 2], tracing_mode="symbolic")(torch.ones(6))
+    gm = LazyGraphModule.from_graphmodule(traced)
+    gm.graph.output_node().meta["kept"] = 1
+    load = store(gm)
+    without = {k: v for k, v in _torch_sympy._classes().items() if k != "torch.FloorDiv"}
+    monkeypatch.setattr(_torch_sympy, "_classes", lambda: without)
+    with pytest.warns(DroppedMetadataWarning, match=r"'val' .*torch\.FloorDiv"):
+        back = load()
+    assert not any("val" in meta for meta in metas(back))
+    assert metas(back)[-1]["kept"] == 1
+    assert torch.equal(back(torch.ones(8)), torch.ones(4))
+
+
+def test_a_graph_module_of_another_torch_is_left_out_wherever_metadata_has_it(tmp_path):
+    library = torch.library.Library("lazyfx_other_torch", "DEF")
+    library.define("four_times(Tensor x) -> Tensor")
+    graph = fx.Graph()
+    four_times = torch.ops.lazyfx_other_torch.four_times.default
+    graph.output(graph.call_function(four_times, (graph.placeholder("x"),)))
+    save_graph(sine(kept=1, held=LazyGraphModule({}, graph)), tmp_path / "gm")
+    library._destroy()
+    del torch.ops.lazyfx_other_torch, four_times
+    with pytest.warns(DroppedMetadataWarning, match=r"'held' \(module 1: .*import the library"):
+        assert metas(load_graph(tmp_path / "gm")) == [{"kept": 1}] * 3
+
+
+def test_a_warning_names_the_callers_line_and_can_be_an_error(store, become_another_torch):
+    load = store(sine(key=_pytree.SequenceKey(3)))
+    become_another_torch()
+    with pytest.warns(DroppedMetadataWarning) as said:
+        load()
+    assert {one.filename for one in said} == {__file__}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DroppedMetadataWarning, match="'key'"):
+            load()
+
+
+def test_functions_of_torchs_modules_that_nobody_has_imported_are_found(tmp_path):
+    symbolic_shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    graph = fx.Graph()
+    graph.output(graph.call_function(symbolic_shapes.sym_eq, (graph.placeholder("x"), 2)))
+    gm = LazyGraphModule({}, graph)
+    save_graph(gm, tmp_path / "gm")
+    (tmp_path / "gm.pickle").write_bytes(pickle.dumps(gm))
+    load = """
+import pickle, sys
+from lazyfx_core import load_graph
+assert "torch.fx.experimental.symbolic_shapes" not in sys.modules
+gm = load_graph("gm") if sys.argv[1] == "archive" else pickle.load(open("gm.pickle", "rb"))
+print(gm(2), gm(3))
+"""
+    for kind in ("archive", "pickle"):
+        command = [sys.executable, "-c", load, kind]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.stdout == "True False\n", done.stderr
 
 
 def test_an_operator_that_is_gone_is_left_out_of_metadata(store):

@@ -107,7 +107,7 @@ def load_graph(
     check_tensors: bool = True,
     warn: bool = True,
 ) -> fx.GraphModule:
-    """Read what :func:`save_graph` wrote. Executes nothing, imports nothing.
+    """Read what :func:`save_graph` wrote. Executes nothing, imports torch's own modules only.
 
     Tensors are mapped from the file, copy on write: changing one does not change the file.
 

@@ -1,35 +1,9 @@
 """The file of a safe archive: bytes that describe a graph, and the tensors it uses.
 
-The file is a safetensors file, so any tool for those can list and read the weights::
+A safetensors file, so any tool for those can list and read the weights; what is in it is described
+in ``docs/design/archive.md``.
 
-    8 bytes           length of the header, little-endian
-    header            JSON, padded with spaces to a multiple of 64 bytes (length included)
-    tensor bytes      one entry per storage; no gaps
-    lazyfx.structure  U8: the structure, compressed with zlib
-    lazyfx.tensors    U8: the tensor table, JSON, see ``_tensor_table``; as it is
-
-The ``__metadata__`` of the header is exactly::
-
-    {"format": "lazyfx-graph", "schema": "1", "tensors_sha256": "…", "structure_sha256": "…"}
-
-**Entries.** A storage has the name of the first tensor that is all of it, and that tensor's dtype
-and shape; without such a tensor the name of the first that uses it, and is flat: of the dtype of
-its tensors if they agree, else U8. Dtypes that not every safetensors reader of the last years knows
-(complex, most float8, bits, sub-byte) are U8 too; the table has the real ones. What is not
-printable in a name becomes ``_``, names end after 200 characters, repeated names get ``~2``, ``~3``
-and so on. Storages stand in the order of the largest power of two, up to 64, that divides their
-length: so each begins at a multiple of what its dtype needs without gaps. On the meta device a
-storage has no entry.
-
-**Digests.** Both are lowercase hex.
-``tensors_sha256`` is the SHA-256 of the concatenated SHA-256s of the tensor bytes in pieces of
-8 MiB (the last may be shorter), so several threads can compute it.
-``structure_sha256`` is the SHA-256 of everything else: the first 8 bytes and the header, with 64
-zeros where this digest stands, then ``lazyfx.structure``, then ``lazyfx.tensors``. No bit of the
-file is outside of both. They tell damage, not who wrote the file: whoever alters a file can
-compute them anew, so a reader trusts no field because a digest is right.
-
-**Reading** executes nothing and imports nothing. The file is mapped copy-on-write: tensors are
+**Reading** executes nothing. The file is mapped copy-on-write: tensors are
 windows into it that cost no memory until they are used, and writing to one never reaches the file.
 Replacing the file (as :func:`write_container` does) leaves loaded tensors as they are; overwriting
 it in place or cutting it off does not, as with any mapped file. The safetensors library is not

@@ -104,7 +104,7 @@ class Expressions:
             key = (type(expression), expression)
             hash(key)  # sympy keeps it: hashing a deep expression later would recurse
         except GraphFormatError as error:
-            raise GraphFormatError(f"{where}: {error}") from error
+            raise type(error)(f"{where}: {error}") from error
         except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
             raise GraphFormatError(f"{where}: {head!r:.80} cannot be made: {error}") from error
         reason = cost.why_too_much()

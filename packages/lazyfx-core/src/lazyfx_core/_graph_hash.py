@@ -178,7 +178,10 @@ class _Hasher:
                 raise Unstorable(f"values of a tensor of layout {tensor.layout} cannot be hashed")
             plain = tensor.detach().cpu().resolve_conj().resolve_neg()
             data = plain.contiguous().reshape(-1).view(torch.uint8)
-            described.append(hashlib.sha256(data.numpy().tobytes()).hexdigest())
+            content = bytearray(len(data))
+            if content:
+                torch.frombuffer(content, dtype=torch.uint8).copy_(data)
+            described.append(hashlib.sha256(content).hexdigest())
         return described
 
     def _memory(self, tensor: torch.Tensor) -> list[Any]:

@@ -297,7 +297,7 @@ class _DeferredGraph:
             if graph is None and deferred is not None:
                 try:
                     graph = deferred.build(module)
-                except LazyFxError:
+                except (LazyFxError, Warning):
                     raise
                 except Exception as error:  # an AttributeError would vanish in nn.Module
                     raise SerializationError(

@@ -14,9 +14,13 @@ def lazy_names(package: dict[str, Any], modules: dict[str, tuple[str, ...]]) -> 
     def get(name: str) -> Any:
         if name not in where:
             raise AttributeError(f"module {package['__name__']!r} has no attribute {name!r}")
-        module = importlib.import_module(f".{where[name]}", package["__name__"])
-        if name not in modules:
-            package[name] = getattr(module, name)
-        return package[name]
+        try:
+            found: Any = importlib.import_module(f".{where[name]}", package["__name__"])
+            found = found if name in modules else getattr(found, name)
+        except AttributeError as error:  # who asked would take the name for missing
+            raise ImportError(f"{name!r} cannot be imported here: {error}") from error
+        package[name] = found
+        return found
 
-    return get, lambda: sorted({*package, *package["__all__"]})
+    public = {*package["__all__"], *(name for name in modules if name[0] != "_")}
+    return get, lambda: sorted({*package, *public})

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from . import _names
-from ._decode import Decoder, find_loaded
+from ._decode import Decoder, find_loaded, once
 from ._graph_module import LazyGraphModule, adopt
 from ._instance_class import user_class
 from ._meta import DroppedMeta, read_meta, warn_of_left_out
@@ -31,7 +31,7 @@ from ._untrusted import (
     check_held,
     check_texts,
 )
-from .errors import GraphFormatError, LazyFxError, SerializationError
+from .errors import GraphFormatError, LazyFxError, NotInThisTorchError, SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -240,8 +240,9 @@ class ModuleReader:
         self._allowed = allowed
         self._callables = frozenset(v for v in allowed.values() if _is_hashable(v))
         self._trusted_ids = {id(value) for value in allowed.values()}
-        self._fakes = functools.cache(lambda: FakeReader(structure.get("fakes")))
-        self._made: dict[int, nn.Module | None] = {}  # None: being read
+        self._fakes = once(lambda: FakeReader(structure.get("fakes")))
+        # None: being read; an error: it was left out, and so is what refers to it
+        self._made: dict[int, nn.Module | NotInThisTorchError | None] = {}
         self._left_out: dict[str, str] = {}
 
     def warn(self, class_name: str, stacklevel: int) -> None:
@@ -255,7 +256,7 @@ class ModuleReader:
             GraphFormatError: The data are not what this version writes.
         """
         root = self._module(0)
-        if len(self._made) != len(self._entries):
+        if len(self._made) != len(self._entries) and not self._left_out:
             raise GraphFormatError("there are modules that nobody refers to")
         if not isinstance(root, fx.GraphModule):
             raise GraphFormatError("module 0 is no graph module")
@@ -268,6 +269,8 @@ class ModuleReader:
             made = self._made[index]
             if made is None:
                 raise GraphFormatError(f"module {index} contains itself")
+            if isinstance(made, NotInThisTorchError):
+                raise made.with_traceback(None)
             return made
         self._made[index] = None
         try:
@@ -276,7 +279,10 @@ class ModuleReader:
             raise GraphFormatError("modules are nested too deep") from error
         except GraphFormatError as error:
             at = "" if str(error).startswith("module") else f"module {index}: "
-            raise type(error)(f"{at}{error}") from error
+            told = type(error)(f"{at}{error}")
+            if isinstance(told, NotInThisTorchError):
+                self._made[index] = told
+            raise told from error
         except LazyFxError:
             raise
         except Exception as error:  # whatever torch makes of hostile data
@@ -341,7 +347,13 @@ class ModuleReader:
         for key, data in _field(entry, "attributes", dict).items():
             if key in _CONTAINERS or key in _NOT_STORED:
                 raise GraphFormatError(f"a module has no attribute {key!r:.80}")
-            value = decode(data)
+            try:
+                value = decode(data)
+            except NotInThisTorchError as error:
+                if not issubclass(cls, fx.GraphModule):
+                    raise
+                decode.left_out.setdefault(key, str(error))
+                continue
             check_attribute(cls, key, value, self._trusted_ids)
             state[key] = value
         return state

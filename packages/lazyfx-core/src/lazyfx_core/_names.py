@@ -137,7 +137,7 @@ def name_of(value: object) -> tuple[str, str] | None:
 def find(namespace: str, name: str) -> Any | None:
     """The function or class that has this name, preferred or not; None if there is none.
 
-    Imports nothing and looks nothing up outside the table. Thread-safe.
+    Imports nothing but what the table lists, which is torch's. Thread-safe.
     """
     table = _table or _make_table()
     if type(namespace) is not str or type(name) is not str or namespace not in table.by_name:

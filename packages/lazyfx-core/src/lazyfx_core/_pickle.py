@@ -46,7 +46,7 @@ from ._torch_codegen import is_spec
 from ._torch_fx import GENERATED_FIELDS, new_plain_module, set_graph
 from ._torch_symbolic import Unstorable, is_fake_value
 from ._untrusted import check_attributes_exist, check_class_name, check_value
-from .errors import GraphFormatError, LazyFxError
+from .errors import GraphFormatError, LazyFxError, NotInThisTorchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -261,7 +261,7 @@ class DeferredGraph:
         """
         reader, self._reader = self.reader(), None
         graph = reader.graph()
-        warn_of_left_out(reader.decode.left_out, type(module).__name__)
+        warn_of_left_out(reader.decode.left_out, type(module).__name__, _callers_level())
         if self.stored.unchecked is not Unchecked:
             check_attributes_exist(module, graph)
         return graph
@@ -289,12 +289,17 @@ def _restore_state(
             raise GraphFormatError(f"attribute {name!r:.80} is not one of the module")
         if name == "meta":
             attributes[name] = {} if value is None else read_meta(value, decode)
-            if not head.get("uses_tables"):  # else the graph says it
-                warn_of_left_out(decode.left_out, type(gm).__name__)
-        else:
+            continue
+        try:
             attributes[name] = decode(value)
-            if stored.unchecked is not Unchecked and name != "_tracer_cls":
-                check_value(name, attributes[name], frozenset())
+        except NotInThisTorchError as error:
+            decode.left_out.setdefault(name, str(error))
+            del attributes[name]
+            continue
+        if stored.unchecked is not Unchecked and name != "_tracer_cls":
+            check_value(name, attributes[name], frozenset())
+    if not head.get("uses_tables"):  # else the graph says it
+        warn_of_left_out(decode.left_out, type(gm).__name__, _callers_level())
     gm.__setstate__(attributes)  # type: ignore[no-untyped-call]
     return graph
 
@@ -319,7 +324,7 @@ def _refusals() -> Iterator[None]:
     """Turn whatever a damaged pickle makes constructors raise into an error of ours."""
     try:
         yield
-    except LazyFxError:
+    except (LazyFxError, Warning):
         raise
     except Exception as error:
         raise GraphFormatError(

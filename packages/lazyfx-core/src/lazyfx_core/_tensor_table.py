@@ -1,19 +1,6 @@
 """The tensor table of an archive: what a tensor is, besides the bytes of its storage.
 
-JSON, with exactly these fields, the ones in brackets only where they say something::
-
-    {"structure_bytes": 5120,                       size of the structure before compression
-     "storages": [
-        {"key": "fc.weight", "device": "cpu"},      the entry of the file that holds its bytes
-        {"nbytes": 24, "device": "meta"}],          without data
-     "tensors": [
-        {"name": "fc.weight",                       for people; printable, at most 200 characters
-         "storage": 0,                              index in "storages"
-         "dtype": "float32", "size": [2, 3], "stride": [3, 1],
-         "offset": 0,                               in elements, as strides are
-         ["kind": "parameter"],                     or "buffer", "temporary_buffer" (not persistent)
-         ["requires_grad": true], ["conj": true], ["neg": true]},
-        {"name": "tied", "same_as": 0}]}            the same object as an earlier tensor
+Its fields are described in ``docs/design/archive.md``.
 
 Every storage is used by a tensor. Reading trusts nothing: each field is checked for its type and
 range, each tensor for lying inside its storage, before anything is made from it. Sizes are checked

@@ -393,6 +393,6 @@ def _refusals(what: str) -> Iterator[None]:
     try:
         yield
     except GraphFormatError as error:
-        raise GraphFormatError(f"fake values, {what}: {error}") from error
+        raise type(error)(f"fake values, {what}: {error}") from error
     except _TORCH_REFUSES as error:
         raise GraphFormatError(f"fake values, {what}: torch refuses it: {error!s:.200}") from error

@@ -15,14 +15,16 @@ taken from lists, so that nothing a new release brings is trusted before somebod
 ``torch.nn.functional`` is the exception, being what it is.
 
 What somebody put in the place of torch's own function is left out: by that name another process
-would find another function. Nothing here imports, loads a library, or leaves a trace in
-``torch.ops``.
+would find another function. Nothing here imports what is not torch's, loads a
+library, or leaves a trace in ``torch.ops``.
 """
 
 from __future__ import annotations
 
 import builtins
 import collections
+import contextlib
+import importlib
 import math
 import operator
 import re
@@ -187,9 +189,15 @@ def public_tables() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def find_extra(path: str) -> Any | None:
-    """What is at ``path`` if the path is listed here and its module is loaded, else None."""
+    """What is at ``path`` if the path is listed here, else None. Imports its module of torch."""
     if path not in _EXTRA:
         return None
+    with contextlib.suppress(ImportError):
+        importlib.import_module(path.rpartition(".")[0])
+    return _loaded_extra(path)
+
+
+def _loaded_extra(path: str) -> Any | None:
     module_name, _, name = path.rpartition(".")
     found = vars(sys.modules[module_name]).get(name) if module_name in sys.modules else None
     return found if _is_own(found) else None
@@ -201,7 +209,7 @@ def extra_path(value: object) -> str | None:
     if kind is types.FunctionType or kind is types.BuiltinFunctionType or kind is type:
         name: str = value.__name__  # type: ignore[attr-defined]
         for path in _EXTRA_BY_NAME.get(name, ()):
-            if find_extra(path) is value:
+            if _loaded_extra(path) is value:
                 return path
     return None
 

@@ -53,6 +53,7 @@ _MODULES = frozenset(
 _BY_ATTRIBUTES = frozenset(
     {"torch.fx.traceback:NodeSource", "torch.fx.traceback:NodeSource.NodeInfo"}
 )
+_CACHES = frozenset({"_dict", "_action_string"})  # which a NodeSource makes itself
 # Of this module nothing else is data.
 _ONLY = {"torch._guards": "CompileId"}
 # What has these names in the modules above does more than hold data.
@@ -82,7 +83,7 @@ def describe(value: object) -> tuple[str, dict[str, Any]] | None:
         has_name = type(value).__members__.get(str(value.name)) is value
         return (path, {"name": value.name}) if has_name else None
     if path in _BY_ATTRIBUTES:
-        return path, {k: v for k, v in vars(value).items() if k not in ("_dict", "_action_string")}
+        return path, {k: v for k, v in vars(value).items() if k not in _CACHES}
     return path, {name: getattr(value, name) for name in _fields(cls) if hasattr(value, name)}
 
 
@@ -135,19 +136,29 @@ def rebuild(path: str, fields: dict[str, Any]) -> Any:
         if type(member) is not str or member not in cls.__members__ or len(fields) != 1:
             raise NotInThisTorchError(f"{path} has no member {member!r:.80}")
         return cls[member]
-    known = None if path in _BY_ATTRIBUTES else _fields(cls)
-    if known is not None and not _required(cls) <= set(fields) <= set(known):
-        raise NotInThisTorchError(f"{path} takes {known}, found {sorted(fields)!r:.200}")
+    usual = _usual(cls)
+    known = usual.keys() - _CACHES if path in _BY_ATTRIBUTES else set(_fields(cls))
+    if not (known if path in _BY_ATTRIBUTES else _required(cls)) <= fields.keys() <= known:
+        raise NotInThisTorchError(f"{path} takes {sorted(known)}, found {sorted(fields)!r:.200}")
     if issubclass(cls, tuple):
-        return tuple.__new__(cls, [fields[name] for name in known or ()])
+        return tuple.__new__(cls, [fields[name] for name in _fields(cls)])
     new = cls.__new__(cls)
-    for name, value in fields.items():
-        if not name.isidentifier() or (name.startswith("__")):
-            raise GraphFormatError(f"{path} has no field {name!r:.80}")
+    for name, value in {**usual, **fields}.items():
+        if name == "action":
+            value = _action(value, wanted=usual[name])
         object.__setattr__(new, name, value)
-    if path in _BY_ATTRIBUTES and path.endswith("NodeSource"):
-        vars(new).update(_dict=None, _action_string=None)  # caches that it makes itself
     return new
+
+
+def _action(found: Any, wanted: Any) -> Any:
+    """The action of a ``NodeSource``: one or None up to torch 2.6, then a list."""
+    if type(found) is type(wanted) or (type(found) is list) == (type(wanted) is list):
+        return found
+    if type(wanted) is list:
+        return [] if found is None else [found]
+    if len(found) > 1:
+        raise NotInThisTorchError("a NodeSource has one action, found several")
+    return found[0] if found else None
 
 
 def class_path(value: object) -> str | None:
@@ -222,8 +233,18 @@ def _fields(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls))
 
 
+def _usual(cls: Any) -> dict[str, Any]:
+    """Fields that have a value if none is given, with that value."""
+    if _path(cls) in _BY_ATTRIBUTES:
+        return dict(vars(cls(*([None] if "NodeInfo" not in cls.__qualname__ else ["", "", 0]))))
+    if issubclass(cls, tuple):
+        return {}
+    all_fields = dataclasses.fields(cls)
+    return {f.name: f.default for f in all_fields if f.default is not dataclasses.MISSING}
+
+
 def _required(cls: Any) -> set[str]:
-    """Fields without which a record would lack an attribute; the class has the others."""
+    """Fields without which a record would lack an attribute."""
     if issubclass(cls, tuple):
         return set(cls._fields)
     given = [field for field in dataclasses.fields(cls) if field.init]

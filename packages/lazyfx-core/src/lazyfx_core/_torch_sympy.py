@@ -30,7 +30,7 @@ import keyword
 import re
 from typing import TYPE_CHECKING, Any
 
-from .errors import GraphFormatError
+from .errors import GraphFormatError, NotInThisTorchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +134,8 @@ def join(head: str, arguments: list[Any]) -> Any:
     """
     found = _classes().get(head)
     if found is None:
-        raise GraphFormatError(f"{head!r:.80} is not an operator or function that this torch has")
+        kind = NotInThisTorchError if head.startswith("torch.") else GraphFormatError
+        raise kind(f"{head!r:.80} is not an operator or function that this torch has")
     cls, build = found
     sympy = load_sympy()
     pair = sympy.functions.elementary.piecewise.ExprCondPair

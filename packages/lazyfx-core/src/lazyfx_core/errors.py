@@ -123,4 +123,4 @@ class MissingDependencyError(LazyFxError, ImportError):
 
 
 class DroppedMetadataWarning(UserWarning):
-    """Metadata that cannot be stored, or that this torch lacks, was left out; lists the keys."""
+    """What cannot be stored, or this torch lacks, was left out of metadata; lists the keys."""

@@ -62,15 +62,22 @@ def run(function: Callable[..., Any], inputs: tuple[Any, ...] = ()) -> Outcome:
     clones = clone_inputs(inputs)
     with own_random_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
+        seed_everything_in_use()
         return run_unseeded(function, clones)
+
+
+def seed_everything_in_use() -> None:
+    """Seed torch's global generators with 0; what CUDA was given before it is used stays."""
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(0)
 
 
 @contextmanager
 def own_random_state() -> Iterator[None]:
     """Put the states of torch's global generators back, those of CUDA too.
 
-    CUDA is not set up for that: if it was not in use before, its generators begin afterwards where
+    CUDA is not set up for that: if it was first used inside, its generators begin afterwards where
     ``torch.manual_seed`` has them begin.
     """
     cpu, *cuda = _random_state()
@@ -80,7 +87,7 @@ def own_random_state() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
-        else:
+        elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.manual_seed_all(torch.initial_seed())
 
 
