@@ -27,7 +27,8 @@ from lazyfx_compilers import (
     nop,
     ts_compile,
 )
-from lazyfx_compilers.dump import ScalarSpec, TensorSpec
+from lazyfx_compilers.dump import OpaqueSpec, ScalarSpec, TensorSpec
+from lazyfx_compilers.dump._environment import random_state
 
 
 @pytest.fixture(autouse=True)
@@ -467,6 +468,45 @@ def test_none_writes_no_inputs_and_they_come_from_the_graph(tmp_path):
     made = next(each for each in graph.inputs() if isinstance(each, torch.Tensor))
     assert (made.shape, made.stride()) == (x.shape, x.stride())
     assert graph.run() is not None
+
+
+def test_an_input_that_the_graph_does_not_describe_is_named_and_not_made_up(tmp_path):
+    gm = make_fx(lambda x, y: (x.sin(), y * 2), tracing_mode="fake")(torch.ones(2), torch.ones(3))
+    node = next(iter(gm.graph.nodes))
+    del node.meta["val"]
+    dumper = graph_dumper_aot("none", tmp_path, example_inputs="none")
+    dumper(gm, [torch.ones(2), torch.ones(3)])([torch.ones(2), torch.ones(3)])
+    (graph,) = load_dump(dumper.path)
+    assert isinstance(graph.specs[0], OpaqueSpec)
+    assert graph.specs[0].name == node.name
+    assert isinstance(graph.specs[1], TensorSpec)
+    with pytest.raises(DumpFormatError, match=f"input '{node.name}' is a value that the graph"):
+        graph.run()
+    assert torch.equal(graph.run([torch.ones(2), torch.ones(3)])[1], torch.full((3,), 2.0))
+
+
+def test_a_generator_without_a_recorded_state_gets_the_seed(monkeypatch):
+    """As on cuda:0, for a graph that was recorded on cuda:1; the device is made up."""
+    log = []
+
+    class Module:
+        get_rng_state = staticmethod(lambda device: torch.zeros(1, dtype=torch.uint8))
+        set_rng_state = staticmethod(lambda state, device: log.append(f"put back {device}"))
+        is_available = staticmethod(lambda: True)
+        device_count = staticmethod(lambda: 2)
+        manual_seed = staticmethod(lambda seed: log.append(f"seed {seed}"))
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device=None: Module)
+    recorded = {
+        "random_cpu": torch.Generator().manual_seed(3).get_state(),
+        "random_cuda:1": torch.ones(1, dtype=torch.uint8),
+    }
+    before = torch.get_rng_state()
+    with random_state(recorded, 4, [torch.device("cuda:0")]):
+        log.append(float(torch.rand(())))
+    expected = float(torch.rand((), generator=torch.Generator().manual_seed(3)))
+    assert log == ["seed 4", expected, "put back cuda:0"]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_joint_graph_takes_the_values_of_its_halves(tmp_path):

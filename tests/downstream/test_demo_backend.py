@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 def wasteful(x, w):
     """Eleven operators, of which the passes leave three."""
-    y = (x * 1 + 0).neg().neg()
+    y = (x * 1 - 0).neg().neg()
     return (y @ w.t().t()).sin() + (y @ w).sin()
 
 
@@ -49,6 +49,20 @@ def traced(function, *args):
 
 def targets(gm):
     return [node.target for node in gm.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: 1 / (x + 0),
+        lambda x: 1 / (x - 0),
+        lambda x: 1 / (x + -0.0),
+        lambda x: 1 / (x - -0.0),
+    ],
+)
+def test_signed_zeros_are_those_of_eager(function):
+    x = torch.tensor([-0.0, 0.0, 2.0])
+    assert torch.equal(torch.compile(function, backend="peephole")(x), function(x))
 
 
 @pytest.mark.parametrize("options", [{}, {"debug": True}, {"codegen": "ts"}])

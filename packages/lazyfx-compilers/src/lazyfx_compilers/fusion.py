@@ -266,7 +266,7 @@ def _or_eager(compilers: Sequence[FxCompiler]) -> list[FxCompiler]:
 
 def _require_cxx() -> None:
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++", "c++", "cl")
-    if torch.cuda.is_available() or any(shutil.which(program) for program in compilers):
+    if any(shutil.which(program) for program in compilers) or torch.cuda.is_available():
         return
     raise MissingDependencyError(
         "g++",

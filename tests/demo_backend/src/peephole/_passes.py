@@ -6,6 +6,7 @@ marks and generates nothing, so the passes may be small and many.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,12 +28,15 @@ _INVOLUTIONS = (aten.neg.default, aten.t.default)
 
 
 def drop_neutral(gm: fx.GraphModule) -> bool:
-    """``x * 1``, ``x / 1``, ``x + 0`` and ``x - 0`` are ``x``, if dtype and shape say so too."""
+    """``x * 1``, ``x / 1``, ``x + 0`` and ``x - 0`` are ``x``, if dtype and shape say so too.
+
+    Not so ``x + 0.0``, which makes 0.0 of -0.0.
+    """
     changed = False
     for node in list(gm.graph.nodes):
         match node.args:
             case (fx.Node() as x, int() | float() as number) if not node.kwargs:
-                if _NEUTRAL.get(node.target) == number and _alike(node, x):
+                if _is_neutral(node.target, number, x) and _alike(node, x):
                     changed |= _replace(gm, node, x)
     return changed
 
@@ -90,6 +94,19 @@ def optimize(gm: fx.GraphModule) -> LazyGraphModule:
         pass
     check_graph(made.graph)
     return made
+
+
+def _is_neutral(target: Any, number: float, x: fx.Node) -> bool:
+    if _NEUTRAL.get(target) != number:
+        return False
+    value = x.meta.get("val")
+    if number or not isinstance(value, torch.Tensor) or not _has_signed_zeros(value.dtype):
+        return True
+    return (math.copysign(1.0, number) < 0) == (target is aten.add.Tensor)
+
+
+def _has_signed_zeros(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def _is_pure(target: torch._ops.OpOverload) -> bool:

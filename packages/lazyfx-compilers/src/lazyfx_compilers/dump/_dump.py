@@ -15,7 +15,7 @@ from lazyfx_compilers.errors import DumpFormatError
 from ._inputs import get_inputs, make_values, read_inputs_spec
 from ._replay import Replay, node_times, replay_graph, run_graph
 from ._schema import CODE, DATA, GRAPH, INDEX, INPUTS, OUTPUTS, Field, read_json, require_regular
-from ._specs import describe_inputs
+from ._specs import UNKNOWN, OpaqueSpec, describe_inputs
 
 if TYPE_CHECKING:
     import os
@@ -91,7 +91,8 @@ class DumpedGraph:
             return read_inputs_spec(self.folder)
         placeholders = [n for n in self.module().graph.nodes if n.op == "placeholder"]
         return describe_inputs(
-            [node.name for node in placeholders], [node.meta.get("val") for node in placeholders]
+            [node.name for node in placeholders],
+            [node.meta.get("val", UNKNOWN) for node in placeholders],
         )
 
     def module(self, *, device: str | torch.device | None = None) -> fx.GraphModule:
@@ -148,6 +149,13 @@ class DumpedGraph:
         wanted = self.has_data if data is None else data
         if not wanted and not (self.folder / INPUTS).exists():
             file = self.folder / GRAPH
+            for spec in self.specs:
+                if isinstance(spec, OpaqueSpec):
+                    raise DumpFormatError(
+                        f"{file}: input {spec.name!r} is a {spec.description}: expected what it can"
+                        " be made from (another torch may have described it); pass inputs of your"
+                        " own, or dump with example_inputs='spec'"
+                    )
             return make_values(self.specs, file, seed=seed, device=device, max_bytes=max_bytes)
         return get_inputs(self.folder, seed=seed, data=wanted, device=device, max_bytes=max_bytes)
 

@@ -50,7 +50,7 @@ def environment() -> dict[str, Any]:
         if version is not None:
             found[name] = str(version)
     cuda: Any = torch.cuda
-    if cuda.is_available() and cuda.is_initialized():
+    if cuda.is_initialized():  # asking whether there is one would spoil CUDA in a forked child
         found["devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return found
 
@@ -175,9 +175,9 @@ def random_states(devices: Iterable[torch.device]) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def random_state(
-    wanted: Mapping[str, torch.Tensor] | int, devices: Iterable[Any]
+    wanted: Mapping[str, torch.Tensor], seed: int, devices: Iterable[Any]
 ) -> Iterator[None]:
-    """Run with these random states, or this seed; then put back what was there.
+    """Run with these random states, and this seed for the rest; then put back what was there.
 
     Raises:
         DumpFormatError: A recorded state is none.
@@ -185,11 +185,9 @@ def random_state(
     involved = [torch.device(each) for each in devices]
     before = random_states(involved)
     try:
-        if isinstance(wanted, int):
-            _seed(wanted, before)
-        else:
-            # a generator that is not put back afterwards is not touched
-            _set_random_states({name: wanted[name] for name in before if name in wanted})
+        # a generator that is not put back afterwards is not touched
+        _seed(seed, before.keys() - wanted.keys())
+        _set_random_states({name: wanted[name] for name in before if name in wanted})
         yield
     finally:
         _set_random_states(before)

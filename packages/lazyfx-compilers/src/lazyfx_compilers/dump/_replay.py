@@ -208,20 +208,18 @@ def _compiled(
     return as_boxed((compiler or nop)(gm, inputs), "replay")
 
 
-def _random_state(graph: DumpedGraph, seed: int) -> Mapping[str, torch.Tensor] | int:
-    """The recorded states; ``seed`` where none are."""
-    if not graph.has_data:
-        return seed
-    contents = read_contents(graph.folder / DATA)
-    return {k: v for k, v in contents.items() if k.startswith("random_")} or seed
+def _random_state(graph: DumpedGraph, seed: int) -> tuple[Mapping[str, torch.Tensor], int]:
+    """The recorded states, and ``seed`` for what has none."""
+    contents = read_contents(graph.folder / DATA) if graph.has_data else {}
+    return {k: v for k, v in contents.items() if k.startswith("random_")}, seed
 
 
 def _as_recorded(
-    state: Mapping[str, torch.Tensor] | int, inputs: Sequence[Any]
+    state: tuple[Mapping[str, torch.Tensor], int], inputs: Sequence[Any]
 ) -> contextlib.AbstractContextManager[Any]:
     devices = {each.device for each in inputs if isinstance(each, torch.Tensor)}
     stack = contextlib.ExitStack()
-    stack.enter_context(_environment.random_state(state, devices))
+    stack.enter_context(_environment.random_state(*state, devices))
     stack.enter_context(torch.no_grad())
     for kind in {"cpu", *(device.type for device in devices)} - {"meta"}:
         # what autocast did is in the graph already

@@ -79,6 +79,10 @@ InputSpec = TensorSpec | ScalarSpec | OpaqueSpec
 # --- from values -----------------------------------------------------------------------------
 
 
+UNKNOWN = object()
+"""Stands for a value that nobody has described."""
+
+
 def describe_inputs(names: Sequence[str], values: Sequence[Any]) -> tuple[InputSpec, ...]:
     """Describe ``values``, real or fake; reads only, and data only of integer tensors.
 
@@ -95,6 +99,8 @@ def describe_inputs(names: Sequence[str], values: Sequence[Any]) -> tuple[InputS
 
 
 def _describe(name: str, value: Any, storages: dict[int, int]) -> InputSpec:
+    if value is UNKNOWN:
+        return OpaqueSpec(name=name, description="value that the graph does not describe")
     if isinstance(value, torch.Tensor):
         return _describe_tensor(name, value, storages)
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
