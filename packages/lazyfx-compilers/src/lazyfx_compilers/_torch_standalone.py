@@ -214,7 +214,9 @@ def find_compiler(name: str) -> Callable[..., Any]:
 
 def run(function: Callable[..., Any], inputs: list[Any]) -> list[Any]:
     """The tensors and numbers that come out, always from the same random state."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(0)
     with torch.no_grad():
         boxed = getattr(function, "_boxed_call", False)
         return list(leaves(function(inputs) if boxed else function(*inputs)))
