@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._dynamo import utils as dynamo_utils
+from torch.torch_version import TorchVersion
 
 from lazyfx_compilers import NotCompilableError, memory_efficient_fusion, nop
 from lazyfx_core import LazyGraphModule
@@ -272,7 +272,7 @@ def test_compiling_again_and_again_is_said_once(caplog):
 
 
 @pytest.mark.skipif(
-    not hasattr(dynamo_utils, "_metrics_context_tls"),
+    TorchVersion(torch.__version__) < (2, 10),
     reason="Dynamo counts in one place for all threads, and fails at the second, up to torch 2.9",
 )
 def test_threads_may_compile_forwards_and_backwards_at_once():

@@ -9,11 +9,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lazyfx_compilers import TorchScriptUnsupportedError, nnc_jit, simple_ts_compile, ts_compile
 
-on_2_13 = pytest.mark.skipif(
-    not torch.__version__.startswith("2.13."),
-    reason="the reference's defects were measured on torch 2.13",
-)
-
 
 def test_nnc_jit_agrees_forward_and_backward():
     x = torch.randn(4, requires_grad=True)
@@ -23,7 +18,6 @@ def test_nnc_jit_agrees_forward_and_backward():
     torch.testing.assert_close(grad, 2 * x.cos())
 
 
-@on_2_13
 def test_constants_are_not_frozen_as_fake_tensors():
     x = torch.randn(4, requires_grad=True)
     with pytest.raises(Exception):  # whatever it is, it is not an answer

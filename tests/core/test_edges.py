@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import fx, nn
 from torch.fx.experimental import _config
+from torch.torch_version import TorchVersion
 
 from lazyfx_core import (
     InvalidGraphError,
@@ -189,7 +190,10 @@ def test_verification_sees_the_edit(edit):
         gm(X)
 
 
-@pytest.mark.skipif(not hasattr(_config, "enrich_profiler_metadata"), reason="came after torch 2.9")
+@pytest.mark.skipif(
+    TorchVersion(torch.__version__) < (2, 10),
+    reason="enrich_profiler_metadata came after torch 2.9",
+)
 def test_verification_does_not_mistake_a_setting_for_an_edit():
     gm = LazyGraphModule({}, one_op(torch.sin), verify=True)
     with _config.patch(enrich_profiler_metadata=True):

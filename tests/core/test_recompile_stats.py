@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from torch import fx
+from torch.torch_version import TorchVersion
 
 from lazyfx_core import (
     LazyFxError,
@@ -195,7 +196,7 @@ def test_a_limit_is_a_count(wrong, error):
 
 
 @pytest.mark.skipif(
-    not hasattr(fx.GraphModule, "_recompile_submodules"),
+    TorchVersion(torch.__version__) < (2, 10),
     reason="torch up to 2.9 does not generate the modules inside again",
 )
 def test_seconds_of_nested_plain_modules_are_counted_once(monkeypatch):
