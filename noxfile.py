@@ -33,7 +33,7 @@ SIBLINGS = {
     "tools": ["core", "compilers"],
 }
 # Optional dependencies that a package's own tests exercise.
-EXTRAS = {"core": "[testing]", "compilers": "[data,plot]"}
+EXTRAS = {"core": "[testing]", "compilers": "[data,draw,plot]", "tools": "[data]"}
 TESTING = [
     *("numpy", "safetensors", "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100"),
     "pydot",  # torch.fx draws with it
@@ -62,12 +62,19 @@ def _packages() -> list[str]:
     return [word for path in paths for word in ("-e", path)]
 
 
-def _workers() -> list[str]:
-    return ["-n", str(min(os.cpu_count() or 1, 8)), "--dist", "worksteal"]
+def _pytest(session: nox.Session, tests: str, *options: str) -> None:
+    """Run these tests on all cores; or those that the command line names."""
+    workers = str(min(os.cpu_count() or 1, 8))
+    named = any(word.startswith("tests/") for word in session.posargs)
+    session.run(
+        *("pytest", "-n", workers, "--dist", "worksteal", *options),
+        *([] if named else [tests]),
+        *session.posargs,
+    )
 
 
 def _build_wheels(session: nox.Session, *names: str) -> dict[str, str]:
-    """Build wheels of ``names`` into the session's own folder; name to path."""
+    """Build wheels of ``names`` into the session's own folder; paths, the first with extras."""
     out = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(out, ignore_errors=True)
     session.install("build", "hatchling")
@@ -78,7 +85,8 @@ def _build_wheels(session: nox.Session, *names: str) -> dict[str, str]:
             f"packages/lazyfx-{name}",
             silent=True,
         )
-        wheels[name] = f"{next((out / name).glob('*.whl'))}{EXTRAS.get(name, '')}"
+        wheels[name] = str(next((out / name).glob("*.whl")))
+    wheels[names[0]] += EXTRAS.get(names[0], "")
     return wheels
 
 
@@ -87,7 +95,7 @@ def tests(session: nox.Session) -> None:
     """All tests of all packages on the default torch, the doctests, and the code in the README."""
     session.install(f"torch=={DEFAULT_TORCH}", *TESTING, *ZOO, *REPOSITORY, *_packages())
     session.run("pytest", "-q", "--doctest-modules", "packages")
-    session.run("pytest", *_workers(), "tests", *session.posargs)
+    _pytest(session, "tests")
 
 
 def _floors(*names: str) -> Iterator[str]:
@@ -130,7 +138,7 @@ def _alone(session: nox.Session, package: str, *requirements: str) -> None:
         "sys.exit(f'these must not be importable here: {found}' if found else 0)",
     )
     # what is heavy is proved by the sessions tests and matrix
-    session.run("pytest", *_workers(), "-m", "not once", f"tests/{package}", *session.posargs)
+    _pytest(session, f"tests/{package}", "-m", "not once")
 
 
 @nox.session(tags=["ci"])
@@ -194,13 +202,13 @@ def downstream(session: nox.Session) -> None:
         *(path.partition("[")[0] for path in wheels.values()),  # no extras
         str(next(demo.glob("*.whl"))),
     )
-    session.run("pytest", *_workers(), "tests/downstream", *session.posargs)
+    _pytest(session, "tests/downstream")
 
 
 def _suite(session: nox.Session, torch: str, *options: str) -> None:
     """The whole test suite on one release of torch, with everything it can make use of."""
     session.install(torch, *UNDECLARED, *TESTING, *ZOO, *REPOSITORY, *_packages())
-    session.run("pytest", *_workers(), "-rs", "tests", *options, *session.posargs)
+    _pytest(session, "tests", "-rs", *options)
 
 
 @nox.session(tags=["ci"])
@@ -228,9 +236,13 @@ def matrix(session: nox.Session, torch: str, device: str) -> None:
     """
     if device == "cuda" and os.environ.get("LAZYFX_REQUIRE_CUDA") != "1" and not _has_gpu():
         session.skip("no NVIDIA GPU here (LAZYFX_REQUIRE_CUDA=1 makes that an error)")
-    results = str(Path(session.create_tmp()) / "results.xml")
-    _suite(session, f"torch=={torch}", "--device", device, "--junitxml", results)
-    session.run("python", "docs/compatibility.py", device, results)
+    results = Path(session.create_tmp()) / "results.xml"
+    results.unlink(missing_ok=True)  # of an earlier run
+    _suite(session, f"torch=={torch}", "--device", device, "--junitxml", str(results))
+    if session.posargs:
+        session.log("not noted: these were not all tests")
+        return
+    session.run("python", "docs/compatibility.py", device, str(results))
     session.run("python", "tests/compat/record.py")
     session.run("python", "docs/seams.py")
 

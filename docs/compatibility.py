@@ -23,19 +23,21 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
 RUNS = ROOT / "docs" / "test-runs.json"
 
+# What a run notes besides the counts.
+COLUMNS = ("torch", "python", "device", "system", "date")
 PACKAGES = ("core", "ltc", "compilers", "tools")
 ACROSS = "across"  # tests of more than one package: tests/integration, tests/compat, ...
 
 Run = dict[str, Any]
-"""torch, python, device, date; per package: passed, and how many tests a reason skipped."""
+"""What is in COLUMNS; per package: passed, and how many tests a reason skipped."""
 
 
 class FailedRunError(Exception):
     """A run had failures, which do not belong on the page; says which tests."""
 
 
-def read(*results: Path) -> dict[str, Run]:
-    """Count the tests in JUnit files by package.
+def read(*results: Path, device: str = "cpu") -> dict[str, Run]:
+    """Count the tests in JUnit files by package; on a GPU those that put tensors there.
 
     Raises:
         FailedRunError: A test failed, or could not be run.
@@ -49,6 +51,8 @@ def read(*results: Path) -> dict[str, Run]:
         skipped = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None:
             failed.append(f"{'.'.join(where)}::{case.get('name')}")
+        elif device != "cpu" and case.find(f".//property[@value='{device}']") is None:
+            continue
         elif skipped is not None:
             package["skipped"][_reason(skipped)] += 1
         else:
@@ -81,7 +85,12 @@ def add(run: Run) -> None:
 
 
 def _key(run: Run) -> tuple[Any, ...]:
-    return (run["device"], _numbers(run["torch"]), _numbers(run["python"])[:2])
+    return (run["device"], _numbers(_release(run)), _numbers(run["python"])[:2], run["system"])
+
+
+def _release(run: Run) -> str:
+    """The release of torch without the build: 2.15.0 of 2.15.0+cpu."""
+    return run["torch"].partition("+")[0]
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -99,16 +108,17 @@ def page() -> str:
         "",
         "<!-- Written by docs/compatibility.py; do not edit. -->",
         "",
-        "Every row is a run of all tests in which none failed, by `nox -s matrix`: on Linux, with",
-        "the build of torch that is named. A combination that is not here was not run. Which",
-        "private names of torch all this rests on, and where each exists, is on [another",
-        "page](seams.md); what does not work on an old release is among the [limits](limits.md).",
+        "Every row is a run of all tests in which none failed, as by `nox -s matrix`. What is not",
+        "here was not run. On a GPU, tests that put no tensors there do not count. Which private",
+        "names of torch all this rests on, and where each exists, is on [another page](seams.md);",
+        "what does not work on an old release is among the [limits](limits.md).",
         "",
-        f"| torch | Python | device | run on | {' | '.join(PACKAGES)} | across packages |",
-        f"|---|---|---|---|{'---|' * len(PACKAGES)}---|",
+        *([] if runs else ["No run has been recorded yet.", ""]),
+        f"| torch | Python | device | system | run on | {' | '.join(PACKAGES)} | across packages |",
+        f"|{'---|' * (len(COLUMNS) + len(PACKAGES) + 1)}",
     ]
     for run in runs:
-        cells = [run["torch"], run["python"], run["device"], run["date"]]
+        cells = [run[name] for name in COLUMNS]
         cells += [_cell(run["packages"][name]) for name in (*PACKAGES, ACROSS)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "A cell says how many tests passed, and how many were left out after the `+`."]
@@ -154,7 +164,7 @@ def _reasons(runs: list[Run]) -> dict[tuple[str, str], dict[str, int]]:
 
 
 def _column(run: Run) -> str:
-    return run["torch"] if run["device"] == "cpu" else f"{run['torch']} {run['device']}"
+    return _release(run) if run["device"] == "cpu" else f"{_release(run)} {run['device']}"
 
 
 def _table(runs: list[Run], rows: dict[tuple[str, str], dict[str, int]]) -> list[str]:
@@ -177,11 +187,12 @@ def main(arguments: list[str]) -> None:
         device, *results = arguments
         add(
             {
-                "torch": torch.__version__.partition("+")[0],
+                "torch": str(torch.__version__),
                 "python": platform.python_version(),
                 "device": device,
+                "system": platform.system(),
                 "date": datetime.date.today().isoformat(),
-                "packages": read(*map(Path, results)),
+                "packages": read(*map(Path, results), device=device),
             }
         )
     PAGE.write_text(page())

@@ -60,6 +60,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="long form: run with --slow"))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # docs/compatibility.py counts on a GPU what put tensors there
+    if {"device", "cuda"}.intersection(getattr(item, "fixturenames", ())):
+        item.user_properties.append(("device", item.config.getoption("--device")))
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.config.getoption("--device"))

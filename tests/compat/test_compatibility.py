@@ -39,6 +39,7 @@ def run(results, torch, python="3.11.7", device="cpu"):
         "torch": torch,
         "python": python,
         "device": device,
+        "system": "Linux",
         "date": "2026-01-02",
         "packages": compatibility.read(results),
     }
@@ -75,10 +76,11 @@ def test_a_run_with_a_failure_is_refused(results, kind):
 
 @pytest.mark.usefixtures("nothing_recorded")
 def test_a_run_takes_the_place_of_its_predecessor_and_the_oldest_torch_is_first(results):
-    for torch, python in (("2.11.0", "3.12.1"), ("2.9.1", "3.11.7"), ("2.11.0", "3.12.4")):
+    runs = (("2.11.0+cpu", "3.12.1"), ("2.9.1", "3.11.7"), ("2.11.0+cu130", "3.12.4"))
+    for torch, python in runs:
         compatibility.add(run(results, torch, python))
     seen = [(one["torch"], one["python"]) for one in compatibility.record()]
-    assert seen == [("2.9.1", "3.11.7"), ("2.11.0", "3.12.4")]
+    assert seen == [("2.9.1", "3.11.7"), ("2.11.0+cu130", "3.12.4")]
 
 
 @pytest.mark.usefixtures("nothing_recorded")
@@ -87,11 +89,28 @@ def test_a_reason_stands_once_under_the_releases_it_counts_for(results):
     results.write_text(results.read_text().replace("needs a\n browser", "came | later"))
     compatibility.add(run(results, "2.9.1"))
     text = compatibility.page()
-    assert "| 2.6.0 | 3.11.7 | cpu | 2026-01-02 | 2 + 0 | 0 + 0 | 0 + 0 | 0 + 2 | 0 + 1 |" in text
+    assert (
+        "| 2.6.0 | 3.11.7 | cpu | Linux | 2026-01-02 | 2 + 0 | 0 + 0 | 0 + 0 | 0 + 2 | 0 + 1 |"
+        in text
+    )
     some, everywhere = text.split("## Left out in every run")
     assert "| tools | needs a browser | 1 |  |" in some
     assert "| tools | came \\| later |  | 1 |" in some
     assert "| across | torchao is not installed | 1 | 1 |" in everywhere
+
+
+def test_on_a_gpu_only_tests_that_put_tensors_there_count(results):
+    there = '<properties><property name="device" value="cuda"/></properties>'
+    results.write_text(
+        CASES % f'<testcase classname="tests.ltc.test_x" name="test_y">{there}</testcase>'
+    )
+    seen = compatibility.read(results, device="cuda")
+    assert {name: one["passed"] for name, one in seen.items()} == {
+        **dict.fromkeys(seen, 0),
+        "ltc": 1,
+    }
+    assert not any(one["skipped"] for one in seen.values())
+    assert compatibility.read(results)["core"]["passed"] == 2
 
 
 def test_the_page_is_what_was_recorded():
@@ -105,5 +124,5 @@ def test_what_was_run_is_a_part_of_the_matrix():
     torches = json.loads(re.search(r"^TORCHES = (\[.*\])$", noxfile, re.MULTILINE)[1])
     pythons = json.loads(re.search(r"^PYTHONS = (\[[^]]*\])", noxfile, re.MULTILINE)[1])
     for run in compatibility.record():
-        assert run["torch"] in torches
+        assert run["torch"].partition("+")[0] in torches
         assert run["python"].rpartition(".")[0] in pythons

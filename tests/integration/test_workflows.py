@@ -26,7 +26,10 @@ STEPS = [
     for index, step in enumerate(job["steps"])
 ]
 # What a line of a run step may be, besides a call of nox: no tool is among it.
-SHELL = re.compile(r"exit 1|done|for \w+ in [\w ]+; do|test -f .*|echo .* >> \"\$GITHUB_OUTPUT\"")
+SHELL = re.compile(
+    r"exit 1|done|for \w+ in [\w ]+; do|test -f .*|git merge-base --is-ancestor \S+ \S+|"
+    r"echo .* >> \"\$GITHUB_OUTPUT\""
+)
 INSTALL = 'python -m pip install "nox[uv]"'
 NOX = re.compile(r"(?:\w+=\$\()?nox (-[st]) (.*?)( -l --json\))?")
 
