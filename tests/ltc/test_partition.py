@@ -312,3 +312,27 @@ def test_what_is_captured_again_and_again_runs_as_in_eager_in_the_end() -> None:
     captured = [one.captured for one in compiled.segments if one.captured is not None]
     assert any(one.dropped == 4 for one in captured)
     assert all(one.dropped <= 4 for one in captured)
+
+
+@torch.no_grad()
+def test_what_is_written_and_given_is_told_by_piece() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        x.add_(1)
+        return torch.full((2,), x.sum().item()) * x
+
+    gm = fx.symbolic_trace(model)
+    parts = ltc.extract_compiled_graph(gm, (torch.rand(2),), fallback="partition")
+    assert isinstance(parts, ltc.PartitionedGraph)
+    parts(torch.rand(2))
+    told = parts.explain()
+    captured = [n for n, piece in enumerate(parts.segments) if piece.captured is not None]
+    eager = [n for n, piece in enumerate(parts.segments) if piece.captured is None]
+    assert captured
+    assert eager
+    assert any(line.startswith(f"piece {captured[0]}: ") for line in told.mutated)
+    for number in eager:
+        assert f"piece {number}: whatever its operators write in eager" in told.mutated
+    assert {line.partition(":")[0] for line in told.outputs} == {
+        f"piece {number}" for number in captured + eager
+    }
+    assert {line.partition(":")[0] for line in told.guards} <= {f"piece {n}" for n in captured}

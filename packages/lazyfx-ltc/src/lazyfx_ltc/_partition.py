@@ -280,19 +280,28 @@ class PartitionedGraph(Held):
 
     def explain(self) -> Explanation:
         """What the pieces are, and what the captured ones do; complete after the first call."""
-        told = [one.captured.explain() for one in self._pieces if one.captured is not None]
+        told = {
+            f"piece {number}": None if one.captured is None else one.captured.explain()
+            for number, one in enumerate(self._pieces)
+        }
         operators: dict[str, int] = {}
-        for one in told:
+        mutated, outputs, guards = [], [], []
+        for piece, one in told.items():
+            if one is None:
+                mutated.append(f"{piece}: whatever its operators write in eager")
+                outputs.append(f"{piece}: whatever its operators give in eager")
+                continue
             for name, count in one.operators.items():
                 operators[name] = operators.get(name, 0) + count
+            mutated += [f"{piece}: {line}" for line in one.mutated]
+            outputs += [f"{piece}: {line}" for line in one.outputs]
+            guards += [f"{piece}: {line}" for line in one.guards]
         return Explanation(
             inputs=tuple(node.name for node in self._graph.nodes if node.op == "placeholder"),
             state=tuple(binding.name for binding in self._state.tensors),
-            mutated=(),
-            outputs=(),
-            guards=tuple(
-                f"piece {number}: {line}" for number, one in enumerate(told) for line in one.guards
-            ),
+            mutated=tuple(mutated),
+            outputs=tuple(outputs),
+            guards=tuple(guards),
             operators=operators,
             fallbacks=self.fallbacks,
             segments=tuple(map(str, self._pieces)),
