@@ -124,3 +124,8 @@ def test_a_missing_networkx_is_named_with_the_command(gm, tmp_path, monkeypatch)
 def test_an_unknown_suffix_is_refused(tmp_path):
     with pytest.raises(UnknownOptionError, match=r"'\.jpeg'.*\.svg"):
         draw_graph_compile(tmp_path / "a.jpeg")
+
+
+def test_what_is_no_path_is_named():
+    with pytest.raises(UnknownOptionError, match="expected the path of a file, seen 3"):
+        draw_graph_compile(3)

@@ -388,6 +388,7 @@ def test_html_writes_one_page_of_one_dump_or_of_two(dumps, tmp_path):
     file = tmp_path / "page.html"
     assert run("html", one, "-o", file).strip() == str(file)
     assert "000_forward" in file.read_text()
+    run("html", one, "-o", tmp_path / "no folder" / "page.html", status=2)
     run("html", one, two, "-o", file)
     text = file.read_text()
     assert "old/000_forward" in text

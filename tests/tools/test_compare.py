@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from planted_faults import KINDS, MODELS, Fault, Recorder, faulty, made
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.torch_version import TorchVersion
 
 from lazyfx_compilers import nop, ts_compile
@@ -16,6 +17,7 @@ from lazyfx_compilers.errors import NotCompilableError, UnknownOptionError
 from lazyfx_tools.compare import compare_compiled, compare_graph
 from lazyfx_tools.compare._graphs import alone, whole
 from lazyfx_tools.errors import DivergenceError
+from lazyfx_tools.minimize import minify
 
 pytestmark = pytest.mark.once
 
@@ -714,6 +716,22 @@ def test_what_cannot_be_compared_is_refused(device):
         compare_compiled(sines, (x,), "no_such_compiler")
     with pytest.raises(NotCompilableError, match="or a name"):
         compare_compiled(sines, (x,), 3)
+
+
+@pytest.mark.parametrize("call", ["compare_compiled", "compare_graph", "minify"])
+def test_a_tensor_for_its_arguments_is_refused_and_not_taken_apart(call):
+    gm, x = nop_graph(), torch.randn(3)
+    calls = {
+        "compare_compiled": lambda: compare_compiled(torch.sin, x, nop),
+        "compare_graph": lambda: compare_graph(gm, x, nop),
+        "minify": lambda: minify(gm, x, lambda gm, inputs: True),
+    }
+    with pytest.raises(NotCompilableError, match=rf"{call}\(\w+\): .* seen Tensor; pass \(x,\)"):
+        calls[call]()
+
+
+def nop_graph():
+    return make_fx(torch.sin)(torch.randn(3))
 
 
 def test_the_faults_change_what_they_say(device):

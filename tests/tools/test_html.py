@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lazyfx_compilers import InvalidGraphError, UnknownOptionError, _liveness, nop
+from lazyfx_core import NotAGraphModuleError
 from lazyfx_tools.render import (
     Difference,
     difference_view,
@@ -555,3 +556,11 @@ def test_every_file_of_the_program_is_used():
     there = {file.name for file in folder.iterdir() if file.name.endswith(".js")}
     assert there == set(html.SCRIPTS)
     assert len(html.SCRIPTS) == len(set(html.SCRIPTS))
+
+
+def test_what_is_no_graph_and_no_view_is_named(tmp_path):
+    with pytest.raises(NotAGraphModuleError, match=r"graph_view\(gm\) takes.*Linear"):
+        graph_view(nn.Linear(1, 1), name="one")
+    with pytest.raises(TypeError, match=r"expected GraphViews, seen .*; make one with graph_view"):
+        write_html(tmp_path / "page.html", [fx.symbolic_trace(nn.Linear(1, 1))], title="one")
+    assert not list(tmp_path.iterdir())

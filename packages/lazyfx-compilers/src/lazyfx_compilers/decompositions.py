@@ -46,7 +46,9 @@ class _Decompositions(Mapping[Any, Callable[..., Any]]):
 
 
 default_decompositions: Mapping[Any, Callable[..., Any]] = _Decompositions()
-"""Operator overload to decomposition: what ``memory_efficient_fusion`` takes apart by default.
+"""Operator overload to decomposition: what ``memory_efficient_fusion`` takes apart.
+
+With any ``codegen`` but ``"inductor"``, which brings a table of its own.
 
 Read-only, and accepted by ``aot_function``. ``dict(default_decompositions)`` is a copy to change.
 """

@@ -56,6 +56,10 @@ def draw_graph_compile(name: str | os.PathLike[str]) -> FxCompiler:
         NotCompilableError: On compiling, what is given is not a ``torch.fx.GraphModule``.
         InvalidGraphError: On compiling, the graph is wrong; names the node.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise UnknownOptionError(
+            f"draw_graph_compile(name): expected the path of a file, seen {name!r:.80}"
+        )
     path = Path(name)
     if not path.suffix:
         path = path.with_name(path.name + ".svg")

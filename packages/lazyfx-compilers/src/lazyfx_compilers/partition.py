@@ -126,8 +126,8 @@ def check_budget(budget: object) -> None:
     if budget is None or _is_budget(budget):
         return
     raise BudgetError(
-        "budget: expected a fraction of what is saved (from 0 to 1) or bytes (an int), seen"
-        f" {budget!r}"
+        "budget: expected a fraction of what is saved (0 to 1) or a number of bytes (an int from 2"
+        f" up), seen {budget!r}"
     )
 
 

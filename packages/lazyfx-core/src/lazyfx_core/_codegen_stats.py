@@ -86,7 +86,7 @@ class RecompileSnapshot:
 
     @property
     def avoided(self) -> int:
-        """Recompiles asked for that cost nothing: what was asked, net of what was done.
+        """Recompiles that cost nothing, which is ``asked`` less ``done``.
 
         Not final, as a stale module may yet be looked at; and a module that was stale before the
         block and is looked at inside counts as done without having been asked for here.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ._decompose import decompositions
     from ._explanation import Explanation
     from ._extract import extract_compiled_graph
-    from ._fallback import get_fallback_ops
+    from ._fallback import fallback_counts, get_fallback_ops
     from ._inputs import GraphInputMatcher
     from ._outputs import ReturnValueHandler
     from ._partition import PartitionedGraph
@@ -59,6 +59,7 @@ __all__ = [
     "compile",
     "decompositions",
     "extract_compiled_graph",
+    "fallback_counts",
     "force_lazy_device",
     "get_fallback_ops",
     "initialize",
@@ -70,7 +71,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "_decompose": ("decompositions",),
     "_explanation": ("Explanation",),
     "_extract": ("extract_compiled_graph",),
-    "_fallback": ("get_fallback_ops",),
+    "_fallback": ("fallback_counts", "get_fallback_ops"),
     "_inputs": ("GraphInputMatcher",),
     "_outputs": ("ReturnValueHandler",),
     "_partition": ("PartitionedGraph",),

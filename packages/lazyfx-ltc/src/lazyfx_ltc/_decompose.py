@@ -140,9 +140,10 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     """A decomposition table for ``make_fx``, for the lazy backend of the running torch.
 
     ``make_fx(model, decomposition_table=decompositions())(*inputs)`` gives a graph that
-    :func:`lazyfx_ltc.extract_compiled_graph` captures more often than one from
-    ``symbolic_trace``. Numbers agree with eager within the usual floating-point tolerance, since a
-    decomposed operator may round differently.
+    :func:`lazyfx_ltc.extract_compiled_graph` captures with kernels of the lazy backend alone. It is
+    rarely needed: without it, operators that have no such kernel are called as they are. Numbers
+    agree with eager within the usual floating-point tolerance, since a decomposed operator may
+    round differently.
 
     Returns:
         A new dictionary from operator overload to function. Initializes the session, since the

@@ -101,8 +101,9 @@ def get_fallback_ops(since: Mapping[str, int] | None = None) -> list[str]:
     """Operators that left the lazy graph in this process, as ``"aten::name=count"``.
 
     Args:
-        since: A snapshot (:func:`fallback_counts`); only what came after it is reported. Without
-            it, everything since the backend was initialized or torch's metrics were reset.
+        since: What :func:`lazyfx_ltc.fallback_counts` gave earlier; only what came after it is
+            reported. Without it, everything since the backend was initialized or torch's metrics
+            were reset.
     """
     before = since or {}
     return [

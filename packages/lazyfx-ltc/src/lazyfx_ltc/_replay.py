@@ -255,7 +255,7 @@ class CompiledGraph(Held):
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """Operators that run outside the captured graph: none, capture refuses them."""
+        """Always empty: see ``PartitionedGraph.fallbacks``."""
         return ()
 
     def explain(self) -> Explanation:

@@ -8,7 +8,7 @@
         ├── OptionError (ValueError)            an option or mode of the backend is unknown
         ├── InputError (TypeError, ValueError)  an example input is not what capture can take
         ├── CaptureError (RuntimeError)         the model cannot be captured faithfully
-        │   ├── FallbackError                   the backend has no kernel for some operators
+        │   ├── FallbackError                   some operators can be no part of a program
         │   ├── ProgramError                    an operator of a program failed while it ran
         │   └── HostReadError                   the model reads a tensor's value while it runs
         └── GuardError (TypeError, ValueError)  a call does not fit what was captured
@@ -69,7 +69,9 @@ class CaptureError(LtcError, RuntimeError):
 
 
 class FallbackError(CaptureError):
-    """The lazy backend would leave the graph, and run these operators eagerly, once, at capture.
+    """Some operators can be no part of a captured program.
+
+    They return no tensors, write, or return views that torch does not describe.
 
     Args:
         ops: Operators in the order in which they were met, each ``"aten::name.overload"``.

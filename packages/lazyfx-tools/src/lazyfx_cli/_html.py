@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._dumps import allow_option, dump_or_graph, graphs_at, path_argument
-from ._main import FAILED, UNREADABLE, Failure
+from ._main import FAILED, UNREADABLE, USAGE, Failure
 from ._output import Progress, emit, say
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def html(
     """
     from lazyfx_tools.render import write_html
 
+    if not output.parent.is_dir():
+        raise Failure(f"{output}: the folder {output.parent} does not exist; make it first", USAGE)
     old = graphs_at(path, allow)
     new = [] if other is None else graphs_at(other, allow)
     names = _names(old, "old/" if new else ""), _names(new, "new/")

@@ -28,7 +28,7 @@ def overview(index: Mapping[str, Any]) -> str:
     lines += [
         "",
         "`graph.py` in each folder is readable code; `python replay.py` runs the graphs again; "
-        "`lazyfx html` makes a page of them. Both need `pip install lazyfx-tools`.",
+        "`lazyfx html` makes a page of them. Both need the package lazyfx-tools.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from ._report import Comparison
 from ._values import Judge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import fx
 
@@ -94,6 +95,7 @@ def compare_compiled(
         raise NotCompilableError(
             f"compare_compiled(fn): expected a function or an nn.Module, got {type(fn)!r}"
         )
+    require_arguments(args, "compare_compiled(args)")
     recipe = _recipe(compiler, decompositions)
     capture = Capture(recipe, judge, every_node=every_node, check_determinism=check_determinism)
     with _unchanged(fn), _torch_compare.settings(inductor=compiler == "inductor"):
@@ -115,6 +117,15 @@ def compare_compiled(
         reference=reference,
         graphs=tuple(capture.graphs),
     )
+
+
+def require_arguments(args: object, where: str) -> None:
+    """Raise :class:`NotCompilableError` unless ``args`` is a sequence of them: no tensor."""
+    if not isinstance(args, Sequence) or isinstance(args, str):
+        raise NotCompilableError(
+            f"{where}: expected a tuple or list of arguments, seen {type(args).__qualname__}; pass "
+            "(x,) for a single one"
+        )
 
 
 def compare_graph(
@@ -152,6 +163,7 @@ def compare_graph(
     """
     judge = _judge(reference, rtol, atol)
     checked = require_graph(gm, "compare_graph")
+    require_arguments(inputs, "compare_graph(inputs)")
     steps = [node for node in checked.graph.nodes if node.op in ("placeholder", "call_function")]
     takes = sum(node.op == "placeholder" for node in steps)
     if takes != len(inputs):

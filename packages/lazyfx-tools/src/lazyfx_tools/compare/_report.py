@@ -207,7 +207,7 @@ class Comparison:
 
     @property
     def divergence(self) -> Divergence | None:
-        """The first node that is wrong: that of the graph that ran first."""
+        """The first wrong node of the graph that ran first."""
         return next(iter(self.divergences), None)
 
     @property

@@ -18,6 +18,7 @@ from lazyfx_compilers._repro import run_fresh, write_repro
 from lazyfx_compilers._torch_standalone import copied
 from lazyfx_compilers._types import require_graph
 from lazyfx_compilers.errors import NotCompilableError, ReproError
+from lazyfx_tools.compare._compiled import require_arguments
 from lazyfx_tools.errors import FaultNotFoundError
 
 from ._case import Case, drop_unwritten_outputs
@@ -141,9 +142,10 @@ def minify(
 
     Raises:
         FaultNotFoundError: The predicate does not hold for what was given, or raises.
-        NotCompilableError: ``fn_or_graph`` cannot be called.
+        NotCompilableError: ``fn_or_graph`` cannot be called, or ``args`` is no sequence.
         InvalidGraphError: The graph is wrong; names the node.
     """
+    require_arguments(args, "minify(args)")
     line = _ProgressLine()
     shown = progress or line.show
     deadline = float("inf") if timeout is None else time.monotonic() + timeout

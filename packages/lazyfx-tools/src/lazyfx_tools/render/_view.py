@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lazyfx_compilers import _torch_debug
 from lazyfx_compilers._messages import user_line
 from lazyfx_compilers.errors import InvalidGraphError
+from lazyfx_core import require_graph_module
 
 from ._families import family
 from ._lifetimes import Memory, memory_of
@@ -97,8 +98,10 @@ def graph_view(
         times: Seconds by the names of nodes; some may be missing.
 
     Raises:
+        NotAGraphModuleError: ``gm`` is something else.
         InvalidGraphError: ``times`` has a name that no node has, or a time that is none.
     """
+    require_graph_module(gm, "graph_view(gm)")
     nodes = list(gm.graph.nodes)
     names = tuple([node.name for node in nodes])
     places = {node: place for place, node in enumerate(nodes)}

@@ -25,12 +25,12 @@ from lazyfx_compilers.errors import UnknownOptionError
 from ._columns import Strings, graph_columns
 from ._difference import difference_columns
 from ._families import FAMILIES
+from ._view import GraphView
 
 if TYPE_CHECKING:
     import os
 
     from ._difference import Difference
-    from ._view import GraphView
 
 SCRIPTS = (
     "text.js",
@@ -129,10 +129,17 @@ def write_html(
     """Write what :func:`render_html` makes to ``path``, in one step; returns the path.
 
     Raises:
+        TypeError: ``graphs`` has something else than :func:`graph_view` gives.
         OSError: It cannot be written; what was there before still is.
     """
     from lazyfx_compilers.dump._writer import replace_file
 
+    for one in graphs:
+        if not isinstance(one, GraphView):
+            raise TypeError(
+                f"write_html(graphs): expected GraphViews, seen {type(one).__qualname__}; make one "
+                "with graph_view(gm, name=...)"
+            )
     page = render_html(
         graphs, title=title, differences=differences, environment=environment, editor=editor
     )
