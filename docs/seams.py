@@ -15,6 +15,9 @@ one counts that reaches farthest into the name, of those the one without a star.
 release of torch does not have says so: ``(after torch 2.6)`` is not in 2.6, and is in those that we
 test of the later ones; ``(before torch 2.9)`` is the other way around.
 
+**Private attributes** of objects that torch hands out (``node._args``) are used where the object
+is, not only in seams. ``ATTRIBUTES`` has them; a test looks whether the code uses others.
+
 **Which releases have it** is in ``docs/compat.json``, which ``tests/compat/record.py`` writes.
 """
 
@@ -63,6 +66,23 @@ OWNERS = {
     "UntypedStorage": "torch.UntypedStorage",
     "_Namespace": "torch.fx.graph._Namespace",
     "function": "types.FunctionType",
+}
+# Private attributes that are used outside of seams, by what they are attributes of.
+ATTRIBUTES = {
+    "torch.nn.Module": (
+        *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_apply"),
+        *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+        *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_from_state_dict"),
+        *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+    ),
+    "torch.fx.GraphModule": ("_graph", "_code", "_lineno_map", "_prologue_start"),
+    "torch.fx.Graph": ("_codegen", "_tracer_cls", "_tracer_extras"),
+    "torch.fx.Node": ("_args", "_kwargs", "_repr_fn", "_pretty_print_target"),
+    "torch.Tensor": ("_version",),
+    "torch.UntypedStorage": ("_cdata",),
+    "torch.ops.aten.sin.default": ("_schema", "_name"),
+    "torch.compile(function)": ("_torchdynamo_orig_callable",),
+    "AOTAutograd's functions": ("_boxed_call",),
 }
 # Functions that are given a name as text, and the name they lead to.
 LOOKUPS = {
@@ -119,6 +139,33 @@ def uses() -> list[Use]:
     return sorted(found, key=lambda use: (use.name.lower(), use.name, use.seam))
 
 
+def attributes() -> dict[str, dict[str, list[str]]]:
+    """``ATTRIBUTES`` with the modules, other than seams, in which each is used."""
+    said = {_module(path): set(_said(path)) for path in others()}
+    return {
+        owner: {name: [module for module in said if name in said[module]] for name in names}
+        for owner, names in ATTRIBUTES.items()
+    }
+
+
+def others() -> list[Path]:
+    """The modules that are no seams."""
+    return sorted(set(ROOT.glob("packages/*/src/**/*.py")) - set(seams()))
+
+
+def _said(path: Path) -> Iterator[str]:
+    """Names of attributes, looked up of what is not ``self`` or given as text."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts[3:])
+
+
 def seams() -> list[Path]:
     """The modules that may use private names of torch."""
     return sorted(ROOT.glob("packages/*/src/**/_torch_*.py"))
@@ -126,7 +173,7 @@ def seams() -> list[Path]:
 
 def uses_of(seam: Path) -> Iterator[Use]:
     """The private names that one seam uses."""
-    where = ".".join(seam.relative_to(ROOT).with_suffix("").parts[3:])
+    where = _module(seam)
     tree = ast.parse(seam.read_text())
     rows = list(_rows(ast.get_docstring(tree) or ""))
     reader = _Reader()
@@ -412,11 +459,12 @@ def page() -> str:
         "",
         "<!-- Written by docs/seams.py; do not edit. -->",
         "",
-        "lazyfx is made of private names of torch, and torch may move any of them. So they appear",
-        "in modules called `_torch_*.py` only, and here is every one, with the first and the last",
-        "release of torch in which it was looked for and found. A test looks for each in the torch",
-        "that is installed. `python docs/seams.py` writes this page from the sources; another test",
-        "says when it is not what they give.",
+        "lazyfx is made of private names of torch, and torch may move any of them. So they are",
+        "imported in modules called `_torch_*.py` only, and here is every one, with the first and",
+        "the last release of torch in which it was looked for and found. A test looks for each in",
+        "the torch that is installed. `python docs/seams.py` writes this page from the sources;",
+        "another test says when it is not what they give. Attributes of objects, which are used",
+        "where the object is, are [at the end](#attributes).",
         "",
         "| torch | looked at | Python |",
         "|---|---|---|",
@@ -433,6 +481,11 @@ def page() -> str:
         modules = ", ".join(f"`{use.seam}`" for use in group)
         purposes = "; ".join(dict.fromkeys(use.purpose.replace("``", "`") for use in group))
         lines.append(f"| `{name}` | {modules} | {purposes} | {_span(name, recorded)} |")
+    lines += ["", "## Attributes", "", "| of | attribute | used in |", "|---|---|---|"]
+    for owner, names in attributes().items():
+        for name, modules in names.items():
+            listed = ", ".join(f"`{module}`" for module in modules)
+            lines.append(f"| `{owner}` | `{name}` | {listed} |")
     return "\n".join(lines) + "\n"
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch import fx, nn
+from torch.torch_version import TorchVersion
 
 HERE = Path(__file__).parent
 NOXFILE = HERE.parents[1] / "noxfile.py"
@@ -32,6 +35,43 @@ def test_a_name_is_there_unless_its_seam_says_that_this_release_does_not_have_it
     if expected is None:
         pytest.skip(f"nobody said whether torch {VERSION} has it")
     assert record.exists(use.name) is expected, f"{use.seam}: {use.name}: {use.purpose}"
+
+
+def objects():
+    """An object of each kind whose private attributes are used, under the name of the kind."""
+    gm = fx.symbolic_trace(lambda x: torch.sin(x))
+    return {
+        "torch.nn.Module": nn.Linear(1, 1),
+        "torch.fx.GraphModule": gm,
+        "torch.fx.Graph": gm.graph,
+        "torch.fx.Node": next(iter(gm.graph.nodes)),
+        "torch.Tensor": torch.ones(1),
+        "torch.UntypedStorage": torch.ones(1).untyped_storage(),
+        "torch.ops.aten.sin.default": torch.ops.aten.sin.default,
+        "torch.compile(function)": torch.compile(lambda x: x, backend="eager"),
+        "AOTAutograd's functions": make_boxed_func(lambda x: x),
+    }
+
+
+NOT_EVERYWHERE = {"_prologue_start": (2, 10), "_lineno_map": (2, 6)}  # since which torch
+
+
+@pytest.mark.parametrize("owner", seams.ATTRIBUTES)
+def test_an_attribute_is_there_and_used(owner):
+    found, used = objects()[owner], seams.attributes()[owner]
+    for name, modules in used.items():
+        assert modules, f"nobody uses {name}: take it out of ATTRIBUTES in docs/seams.py"
+        if TorchVersion(torch.__version__) >= NOT_EVERYWHERE.get(name, (2, 6)):
+            assert hasattr(found, name), (owner, name)
+
+
+def test_no_other_private_attribute_is_used_outside_of_seams():
+    known = {name for names in seams.ATTRIBUTES.values() for name in names}
+    theirs = {name for found in objects().values() for name in dir(found) if name[:1] == "_"}
+    theirs = {name for name in theirs if name[:2] != "__"} - known
+    for path in seams.others():
+        used = theirs.intersection(seams._said(path))
+        assert not used, f"{path.name}: into a seam, or into ATTRIBUTES of docs/seams.py: {used}"
 
 
 def test_the_record_of_this_release_is_what_is_there():
