@@ -122,7 +122,9 @@ def isolated(session: nox.Session, package: str) -> None:
 @nox.parametrize("package", list(SIBLINGS), ids=list(SIBLINGS))
 def floors(session: nox.Session, package: str) -> None:
     """The same on the oldest release of everything that a package declares."""
-    _alone(session, package, *_floors(package, *SIBLINGS[package]), *UNDECLARED)
+    constraints = Path(session.create_tmp()) / "constraints.txt"
+    constraints.write_text("\n".join(_floors(package, *SIBLINGS[package])))
+    _alone(session, package, *UNDECLARED, "--constraint", str(constraints))
 
 
 def _alone(session: nox.Session, package: str, *requirements: str) -> None:
