@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -103,10 +104,8 @@ def _floors(*names: str) -> Iterator[str]:
     yield f"torch=={TORCHES[0]}"
     for name in names:
         project = tomllib.loads((ROOT / f"packages/lazyfx-{name}/pyproject.toml").read_text())
-        extras = project["project"].get("optional-dependencies", {})
-        used = EXTRAS.get(name, "").strip("[]").split(",")
-        declared = [one for extra in used if extra for one in extras[extra]]
-        for requirement in (*project["project"]["dependencies"], *declared):
+        extras = project["project"].get("optional-dependencies", {}).values()
+        for requirement in itertools.chain(project["project"]["dependencies"], *extras):
             if ">=" in requirement and not requirement.startswith("torch>="):
                 yield requirement.replace(">=", "==") + ".*"
 
