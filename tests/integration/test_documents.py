@@ -117,3 +117,11 @@ def test_no_old_name_is_forgotten(module):
     }
     assert theirs
     assert theirs <= written
+
+
+def test_the_landing_page_has_a_link_to_every_page():
+    text = (ROOT / "docs/index.md").read_text()
+    for path in sorted(ROOT.glob("docs/**/*.md")):
+        name = path.relative_to(ROOT / "docs").as_posix()
+        if not name.startswith(("_build/", "benchmarks/")) and name != "index.md":
+            assert f"({name})" in text, name
