@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from lazyfx_compilers import (
     BudgetError,
@@ -81,6 +82,7 @@ class Random(nn.Module):
         return (torch.bernoulli(torch.full_like(x, 0.5)) * x.exp()).tanh() * noise
 
 
+RELEASE = TorchVersion(torch.__version__)
 MODELS = {
     "blocks": (lambda: nn.Sequential(Block(), Block(), Block()), (2, 5, 16)),
     "convolutions": (Convolutions, (2, 3, 8, 8)),
@@ -116,6 +118,8 @@ def made(name, device="cpu"):
 def test_gradients_are_eagers_at_every_budget(name, codegen, device):
     if codegen == "inductor" and name == "random operators":
         pytest.skip("inductor draws in an order of its own where several operators draw")
+    if (codegen, name) == ("inductor", "convolutions") and RELEASE < (2, 7):
+        pytest.skip("inductor of torch 2.6 draws other numbers for Dropout2d than eager")
     budgets = BUDGETS if codegen is nop else (0.5, 0)
     for budget in budgets:
         theirs, x = made(name, device)
@@ -147,7 +151,12 @@ def test_dynamic_shapes(device):
 
 
 def saved_bytes(module, run, x):
-    """What autograd keeps, inputs and parameters left out."""
+    """What autograd keeps, inputs and parameters left out.
+
+    The input needs a gradient: torch 2.6 does not say which inputs are written, so that others are
+    copied there.
+    """
+    x = x.clone().requires_grad_()
     owned = {one.untyped_storage().data_ptr() for one in (*module.parameters(), x)}
     owned |= {one.untyped_storage().data_ptr() for one in module.buffers()}
     kept = {}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from lazyfx_compilers import graph_dumper_aot, load_dump
 
@@ -38,6 +39,8 @@ def test_all_graphs_replay_bit_by_bit_from_another_folder(name, tmp_path):
     entry = ZOO[name]
     if (missing := entry.missing()) is not None:
         pytest.skip(missing)
+    if "transformers" in entry.needs and TorchVersion(torch.__version__) < (2, 7):
+        pytest.skip("Dynamo of torch 2.6 loses a global of transformers 5's wrappers: NameError")
     torch._dynamo.reset()
     dumper = graph_dumper_aot(name, tmp_path / "first", example_inputs="data")
     model = entry.make()

@@ -54,4 +54,4 @@ def test_without_this_package_the_script_says_what_to_install(tmp_path, dumped, 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = run(graph.folder / "replay.py")
     assert done.returncode == 1
-    assert "python -m pip install lazyfx-tools" in done.stderr
+    assert "install the package lazyfx-tools" in done.stderr
