@@ -318,7 +318,7 @@ def test_what_is_captured_again_and_again_runs_as_in_eager_in_the_end() -> None:
 def test_what_is_written_and_given_is_told_by_piece() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         x.add_(1)
-        return torch.full((2,), x.sum().item()) * x
+        return x * x.sum().item()
 
     gm = fx.symbolic_trace(model)
     parts = ltc.extract_compiled_graph(gm, (torch.rand(2),), fallback="partition")
