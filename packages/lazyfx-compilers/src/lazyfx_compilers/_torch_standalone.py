@@ -212,11 +212,16 @@ def find_compiler(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def run(function: Callable[..., Any], inputs: list[Any]) -> list[Any]:
-    """The tensors and numbers that come out, always from the same random state."""
+def seed() -> None:
+    """Seed torch's global generators with 0; what CUDA was given before it is used stays."""
     torch.default_generator.manual_seed(0)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(0)
+
+
+def run(function: Callable[..., Any], inputs: list[Any]) -> list[Any]:
+    """The tensors and numbers that come out, always from the same random state."""
+    seed()
     with torch.no_grad():
         boxed = getattr(function, "_boxed_call", False)
         return list(leaves(function(inputs) if boxed else function(*inputs)))

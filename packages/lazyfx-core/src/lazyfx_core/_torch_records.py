@@ -127,7 +127,7 @@ def rebuild(path: str, fields: dict[str, Any]) -> Any:
         NotInThisTorchError: ``path`` is a record of another torch, or has other fields there.
         GraphFormatError: ``path`` is none of those that graphs are stored with.
     """
-    cls = _record_class(path)
+    cls: Any = _record_class(path)
     if cls is None:
         kind = NotInThisTorchError if _may_be_record(path) else GraphFormatError
         raise kind(f"{path!r:.200} is not a record that this torch has")
@@ -152,7 +152,7 @@ def rebuild(path: str, fields: dict[str, Any]) -> Any:
 
 def _action(found: Any, wanted: Any) -> Any:
     """The action of a ``NodeSource``: one or None up to torch 2.6, then a list."""
-    if type(found) is type(wanted) or (type(found) is list) == (type(wanted) is list):
+    if (type(found) is list) == (type(wanted) is list):
         return found
     if type(wanted) is list:
         return [] if found is None else [found]
@@ -233,6 +233,7 @@ def _fields(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls))
 
 
+@functools.lru_cache(maxsize=1024)
 def _usual(cls: Any) -> dict[str, Any]:
     """Fields that have a value if none is given, with that value."""
     if _path(cls) in _BY_ATTRIBUTES:

@@ -47,13 +47,6 @@ class RandomState:
         states = tuple(torch.cuda.get_rng_state_all()) if used else ()
         return RandomState(torch.get_rng_state(), states)
 
-    @staticmethod
-    def seed() -> None:
-        """Seed them with 0; what CUDA was given before it is used stays."""
-        torch.default_generator.manual_seed(0)
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.manual_seed_all(0)
-
     def restore(self) -> None:
         """Make them the present ones."""
         torch.set_rng_state(self.cpu)

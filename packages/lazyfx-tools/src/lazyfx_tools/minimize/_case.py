@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from lazyfx_compilers._torch_standalone import copied
+from lazyfx_compilers._torch_standalone import copied, seed
 from lazyfx_tools.compare import _torch_compare
-from lazyfx_tools.compare._reference import RandomState
 
 _WRITTEN = (int, float, bool, complex, str, type(None), torch.dtype, torch.device, torch.layout)
 _UNWRITTEN = frozenset(
@@ -318,7 +317,7 @@ class _EnoughError(Exception):
 
 
 def _run(case: Case, tell: Any, last: fx.Node | None) -> None:
-    RandomState.seed()
+    seed()
     try:
         with torch.no_grad():
             _Watched(case.gm, tell, last).run(*copied(case.inputs), enable_io_processing=False)

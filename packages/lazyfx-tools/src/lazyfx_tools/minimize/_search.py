@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 import lazyfx_core
-from lazyfx_compilers._torch_standalone import copied
+from lazyfx_compilers._torch_standalone import copied, seed
 from lazyfx_tools.compare._reference import RandomState
 
 from ._case import Case, Fact, changes_inputs, facts, is_getitem, is_random, part
@@ -232,7 +232,7 @@ class seeded:
 
     def __enter__(self) -> None:
         self._before = RandomState.now()
-        RandomState.seed()
+        seed()
 
     def __exit__(self, *error: Any) -> None:
         self._before.restore()
