@@ -74,17 +74,12 @@ def forward(dumps):
     return next(each for each in dumps[1].iterdir() if "forward" in each.name)
 
 
-def invoke(*arguments):
-    """A command in this process; what it wrote to standard error is kept apart."""
-    # click 8.1 mixes the two unless it is told not to; later releases know no such option
-    apart = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
-    words = [str(each) for each in arguments]
-    return CliRunner(**apart).invoke(cli, words, standalone_mode=False)
-
-
 def run(*arguments, status=0):
     """Standard output of a command in this process."""
-    found = invoke(*arguments)
+    # click 8.1 mixes it with standard error unless told not to; later releases know no such option
+    apart = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
+    words = [str(each) for each in arguments]
+    found = CliRunner(**apart).invoke(cli, words, standalone_mode=False)
     seen = found.return_value if found.exception is None else found.exception
     code = getattr(seen, "exit_code", seen) or 0
     assert code == status, (found.output, found.exception)
@@ -217,8 +212,8 @@ def test_ls_names_a_dump_that_it_cannot_read_and_lists_the_others(dumps, tmp_pat
     (tmp_path / "bad" / "index.json").write_text('{"format": "lazyfx.index", "version": 99}')
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "index.json").write_text('{"name": "some package"}')
-    found = invoke("ls", tmp_path)
-    assert found.return_value == 3
+    found = process("ls", tmp_path)
+    assert found.returncode == 3
     assert len(found.stdout.splitlines()) == 4
     (line,) = found.stderr.splitlines()
     assert "bad/index.json: field version is 99" in line
