@@ -257,11 +257,15 @@ def nightly(session: nox.Session) -> None:
     """
     index = os.environ.get("LAZYFX_NIGHTLY_INDEX")
     where = ["--index-url", index] if index else []
+    if index:
+        session.env["UV_TORCH_BACKEND"] = None  # uv would take torch from the place it names
     session.install("--pre", "--upgrade", "torch", *where)
     # not torch.__version__: torch warns when it is imported, and nox gives that back as well
     ask = "from importlib.metadata import version; print(version('torch'))"
-    found = session.run("python", "-c", ask, silent=True)
-    _suite(session, f"torch=={str(found).strip()}")
+    found = str(session.run("python", "-c", ask, silent=True)).strip()
+    if index and ".dev" not in found:
+        session.error(f"LAZYFX_NIGHTLY_INDEX={index} gave torch {found}, which is no nightly build")
+    _suite(session, f"torch=={found}")
 
 
 def _has_gpu() -> bool:

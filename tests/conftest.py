@@ -60,6 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="long form: run with --slow"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest's own, which leaves out what a mark says
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # docs/compatibility.py counts on a GPU what put tensors there
     if {"device", "cuda"}.intersection(getattr(item, "fixturenames", ())):

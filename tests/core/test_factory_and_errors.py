@@ -30,6 +30,16 @@ def test_make_graph_module_follows_the_flag_and_an_explicit_class_wins(plain, mo
     assert torch.equal(lazy(x), model(x))
 
 
+def test_the_error_of_a_class_of_the_users_own_stays(plain):
+    class Own(fx.GraphModule):
+        def __init__(self, root, graph, class_name="GraphModule"):
+            raise RuntimeError("its own")
+
+    plain.graph.create_node("get_attr", "nowhere")
+    with pytest.raises(RuntimeError, match="its own"):
+        make_graph_module({}, plain.graph, graph_module_cls=Own)
+
+
 def test_from_graphmodule_shares_everything_and_generates_nothing(model, x):
     gm = fx.symbolic_trace(model)
     gm.meta["note"] = 1

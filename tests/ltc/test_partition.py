@@ -323,6 +323,10 @@ def test_what_is_written_and_given_is_told_by_piece() -> None:
     gm = fx.symbolic_trace(model)
     parts = ltc.extract_compiled_graph(gm, (torch.rand(2),), fallback="partition")
     assert isinstance(parts, ltc.PartitionedGraph)
+    untried = [n for n, piece in enumerate(parts.segments) if piece.is_open]
+    assert untried
+    for number in untried:
+        assert f"piece {number}: not tried yet" in parts.explain().mutated
     parts(torch.rand(2))
     told = parts.explain()
     captured = [n for n, piece in enumerate(parts.segments) if piece.captured is not None]

@@ -120,8 +120,20 @@ def test_values_read_on_the_host_are_refused_with_the_node(read: str) -> None:
 
 
 def test_a_branch_on_values_is_refused_with_the_users_line() -> None:
-    with pytest.raises(ltc.HostReadError, match=r"node '_0' .*test_refusals\.py:\d+"):
+    with pytest.raises(ltc.HostReadError, match=r"node '_0' .*test_refusals\.py:\d+") as caught:
         extract(leaf(Branch()), X)
+    assert 'fallback="partition"' in caught.value.__notes__[0]
+
+
+def test_what_cannot_be_partitioned_is_not_advised_to_be() -> None:
+    compiled = ltc.compile(Branch())
+    with torch.no_grad():
+        compiled(X)
+    assert "partition" not in compiled.fallbacks[0]
+    gm = leaf(Branch())
+    parts = ltc.extract_compiled_graph(gm, (X,), fallback="partition")
+    parts(X)
+    assert "partition" not in str(parts.explain())
 
 
 def test_numpy_is_refused() -> None:
@@ -136,7 +148,7 @@ def test_operators_outside_any_program_are_all_listed_and_nothing_ran(strange: A
         extract(lambda a: strange.scaled(a)[0] + strange.named(a, 'a"b'), X)
     assert set(caught.value.ops) == {"lazyfx_ltc_tests::scaled", "lazyfx_ltc_tests::named"}
     assert "lazyfx_ltc_tests::scaled (at node 'scaled'" in str(caught.value)
-    assert 'fallback="partition"' in str(caught.value)
+    assert 'fallback="partition"' in caught.value.__notes__[0]
     assert ltc.get_fallback_ops() == before
 
 

@@ -651,6 +651,11 @@ def test_weights_that_change_places_are_not_the_same():
         (torch.eye(3).to_sparse(), 2 * torch.eye(3).to_sparse()),
         (torch.eye(3).to_sparse(), torch.eye(3).flip(0).to_sparse()),
         (torch.tensor([1], dtype=torch.uint64), torch.tensor([2], dtype=torch.uint64)),
+        (torch.zeros(4).view(torch.bits16), torch.ones(4).view(torch.bits16)),
+        (
+            torch.zeros(2).view(torch.bits16)[0],
+            torch.ones(2).view(torch.bits16)[1],
+        ),
         *(
             [(bits.view(torch.float4_e2m1fn_x2), (bits + 1).view(torch.float4_e2m1fn_x2))]
             if hasattr(torch, "float4_e2m1fn_x2")
@@ -658,7 +663,7 @@ def test_weights_that_change_places_are_not_the_same():
             else []
         ),
     ],
-    ids=str,
+    ids=lambda tensor: str(tensor.dtype),
 )
 def test_tensors_of_every_kind_are_compared_by_value(one, other):
     def graph(constant):

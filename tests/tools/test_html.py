@@ -539,6 +539,8 @@ def test_a_file_is_written_in_one_step_or_not_at_all(tmp_path, monkeypatch):
     assert write_html(path, [graph_view(tiny(), name="g")], title="t") == path
     written = path.read_text(encoding="utf-8")
     assert written.startswith("<!doctype html>")
+    write_html(path, iter([graph_view(tiny(), name="g")]), title="t")
+    assert path.read_text(encoding="utf-8") == written
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(UnknownOptionError):
         write_html(path, [], title="t", editor="javascript:")

@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lazyfx_compilers import InvalidGraphError, NotCompilableError, ReproError
 from lazyfx_compilers._repro import run_fresh
+from lazyfx_compilers._torch_standalone import run_eagerly
 from lazyfx_tools import crashes, diagnose, differs, minify, raises
 from lazyfx_tools.errors import FaultNotFoundError
 from lazyfx_tools.minimize._subset import smallest
@@ -185,6 +186,24 @@ def test_neither_graph_nor_inputs_nor_random_state_change(training):
     assert torch.equal(torch.get_rng_state(), state)
     for one, other in zip(inputs, before, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_graph_that_starts_cuda_is_run_again_with_generators_that_are_seeded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, started = torch.Generator().manual_seed(7), []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", cuda.manual_seed)
+
+    def draw(x: torch.Tensor) -> torch.Tensor:
+        started.append(1)
+        return x + torch.rand(2, generator=cuda)
+
+    graph = fx.Graph()
+    graph.output((graph.call_function(draw, (graph.placeholder("x"),)),))
+    gm = fx.GraphModule({}, graph)
+    ((first,), _), ((second,), _) = (run_eagerly(gm, [torch.zeros(2)]) for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_every_graph_the_predicate_sees_is_valid_and_runs(training):

@@ -4,6 +4,7 @@ import collections
 import functools
 import json
 import operator
+import re
 import warnings
 from pathlib import Path
 
@@ -399,10 +400,13 @@ def test_map_location_moves_all_tensors(through):
     assert {p.device.type for p in back.parameters()} == {"meta"}
 
 
-@pytest.mark.parametrize("device", ["nowhere", "cpu:x", "cuda:99"])
+@pytest.mark.parametrize(
+    "device", ["nowhere", "cpu:x", "cuda:99", "privateuseone", {"cuda": "cpu"}]
+)
 def test_a_device_that_cannot_be_used_is_named(tmp_path, device):
     save_graph(trace(nn.Linear(2, 2)), tmp_path / "graph")
-    with pytest.raises(ValueError, match=f"map_location='{device}' cannot be used .*'cpu'"):
+    named = re.escape(f"map_location={str(device)!r}")
+    with pytest.raises(ValueError, match=f"{named} cannot be used .*'cpu'"):
         load_graph(tmp_path / "graph", map_location=device)
 
 

@@ -21,11 +21,13 @@ from lazyfx_core import (
     DroppedMetadataWarning,
     LazyGraphModule,
     NotInThisTorchError,
+    _decode,
     _torch_records,
     _torch_sympy,
     load_graph,
     save_graph,
 )
+from lazyfx_core._expressions import Expressions
 
 
 @pytest.fixture(params=["archive", "pickle"])
@@ -183,6 +185,51 @@ def test_symbolic_values_that_need_a_function_of_another_torch_are_left_out(stor
     assert not any("val" in meta for meta in metas(back))
     assert metas(back)[-1]["kept"] == 1
     assert torch.equal(back(torch.ones(8)), torch.ones(4))
+
+
+def test_symbolic_values_that_are_left_out_are_looked_at_once(store, monkeypatch):
+    def many(x):
+        for _ in range(100):
+            x = torch.sin(x)
+        return x[: x.shape[0] // 2]
+
+    traced = make_fx(many, tracing_mode="symbolic")(torch.ones(6))
+    load = store(LazyGraphModule.from_graphmodule(traced))
+    without = {k: v for k, v in _torch_sympy._classes().items() if k != "torch.FloorDiv"}
+    add, rows = Expressions.add, []
+    monkeypatch.setattr(_torch_sympy, "_classes", lambda: without)
+    monkeypatch.setattr(Expressions, "add", lambda self, row: rows.append(row) or add(self, row))
+    with pytest.warns(DroppedMetadataWarning, match=r"'val' .*torch\.FloorDiv"):
+        assert not any("val" in meta for meta in metas(load()))
+    assert len([row for row in rows if row[0] == "torch.FloorDiv"]) == 1
+
+
+def test_an_attribute_of_another_torch_is_left_out_unless_the_graph_uses_it(tmp_path, monkeypatch):
+    graph = fx.Graph()
+    graph.output((graph.get_attr("used"), graph.get_attr("other")))
+    gm = LazyGraphModule({"used": torch.ones(1), "other": torch.ones(1)}, graph)
+    gm.beside = torch.uint16
+    save_graph(gm, tmp_path / "gm")
+    del gm.used
+    gm.used = torch.uint16
+    save_graph(gm, tmp_path / "using")
+    monkeypatch.delitem(_decode._DTYPES, "uint16")
+    with pytest.warns(DroppedMetadataWarning, match=r"'beside' \('uint16' is not a dtype"):
+        assert not hasattr(load_graph(tmp_path / "gm"), "beside")
+    with pytest.raises(NotInThisTorchError, match=r"node 'used' refers to 'used': 'uint16'"):
+        load_graph(tmp_path / "using")
+
+
+def test_a_graph_comes_without_a_tracer_that_this_torch_lacks(tmp_path, monkeypatch):
+    save_graph(sine(), tmp_path / "gm")
+    find, known = _torch_records.find_class, _torch_records._TRACERS
+    renamed = "torch.fx._symbolic_trace:TracerOfAnother"
+    monkeypatch.setattr(_torch_records, "_TRACERS", {*known, renamed})
+    monkeypatch.setattr(_torch_records, "find_class", lambda path: find(renamed))
+    with pytest.warns(DroppedMetadataWarning, match="tracer.*TracerOfAnother"):
+        back = load_graph(tmp_path / "gm")
+    assert back.graph._tracer_cls is None
+    assert torch.equal(back(torch.ones(1)), torch.ones(1).sin())
 
 
 def test_a_graph_module_of_another_torch_is_left_out_wherever_metadata_has_it(tmp_path):

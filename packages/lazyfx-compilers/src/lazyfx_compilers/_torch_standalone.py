@@ -220,7 +220,10 @@ def seed() -> None:
 
 
 def run(function: Callable[..., Any], inputs: list[Any]) -> list[Any]:
-    """The tensors and numbers that come out, always from the same random state."""
+    """The tensors and numbers that come out, always from the same random state.
+
+    That of CUDA is the same as soon as CUDA is in use; the call itself may be what starts it.
+    """
     seed()
     with torch.no_grad():
         boxed = getattr(function, "_boxed_call", False)
@@ -263,8 +266,12 @@ def annotate(gm: fx.GraphModule, inputs: Sequence[Any], key: str | None) -> str 
 
 def run_eagerly(gm: fx.GraphModule, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """What the graph returns, and its inputs afterwards."""
-    given = copied(inputs)
+    given, in_use = copied(inputs), torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     try:
+        results = run(gm, list(given))
+        if torch.cuda.is_initialized() == in_use:  # type: ignore[no-untyped-call]
+            return results, given
+        given = copied(inputs)  # once more: now it can be seeded
         return run(gm, list(given)), given
     except Exception as error:
         raise CannotTell(f"the graph itself fails: {type(error).__name__}: {error}") from error

@@ -289,7 +289,7 @@ def _usable(device: torch.device | str) -> torch.device:
     """The user's ``map_location``; :class:`ValueError` if nothing can be put there."""
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # the latter where torch is built without it
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # as torch likes
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"map_location={str(device)!r} cannot be used on this machine ({reason}); name a "

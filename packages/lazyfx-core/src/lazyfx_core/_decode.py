@@ -16,7 +16,7 @@ import operator
 import sys
 import types
 import typing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx.immutable_collections import immutable_dict, immutable_list
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     Decode = Callable[[Any], Any]
 
-_T = TypeVar("_T")
 _MANY = 64
 _CONSTANTS = {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}
 _LAYOUTS = (
@@ -44,23 +43,6 @@ _LAYOUTS = (
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
 _DTYPES = {str(v)[6:]: v for v in vars(torch).values() if isinstance(v, torch.dtype)}
 _ATOMS = frozenset({str, int, float, bool, type(None)})
-
-
-def once(make: Callable[[], _T]) -> Callable[[], _T]:
-    """``make``, called once; what it gave, or what this torch lacks for it, is given again."""
-    results: list[_T | NotInThisTorchError] = []
-
-    def get() -> _T:
-        if not results:
-            try:
-                results.append(make())
-            except NotInThisTorchError as error:
-                results.append(error)
-        if isinstance(results[0], NotInThisTorchError):
-            raise results[0].with_traceback(None)
-        return results[0]
-
-    return get
 
 
 class Decoder:
@@ -107,7 +89,7 @@ class Decoder:
         """Keys of metadata that this torch does not have, and why: the first of each."""
         self._known: dict[Any, Any] = {}
         self._fakes: FakeReader | None = None
-        self._give_fakes = fakes or once(lambda: FakeReader(environment))
+        self._give_fakes = fakes or (lambda: FakeReader(environment))
         self._find_name = find_name or find_loaded
         self._of_kind: dict[str, Decode] = {
             "node": lambda v: nodes[_index(v, nodes, "node")],

@@ -282,7 +282,8 @@ def make_graph_module(
         with force_skip_lazy_graph_module() if forced else nullcontext():
             return cls(root, graph, class_name)
     except (AttributeError, KeyError, RuntimeError):
-        check_targets_exist(root, graph)  # says it better, if that is what went wrong
+        if cls.__init__ is fx.GraphModule.__init__:
+            check_targets_exist(root, graph)  # says it better, if that is what went wrong
         raise
 
 

@@ -15,13 +15,14 @@ import torch
 from torch import fx, nn
 
 from . import _names
-from ._decode import Decoder, find_loaded, once
+from ._decode import Decoder, find_loaded
 from ._graph_module import LazyGraphModule, adopt
 from ._instance_class import user_class
 from ._meta import DroppedMeta, read_meta, warn_of_left_out
 from ._serialize import GraphReader, GraphWriter, cannot_store
 from ._tensors import describe_tensors
 from ._torch_fx import GENERATED_FIELDS, new_plain_module, set_graph
+from ._torch_graph import attribute_nodes
 from ._torch_symbolic import FakeReader, FakeWriter, Unstorable
 from ._untrusted import (
     check_attribute,
@@ -240,7 +241,7 @@ class ModuleReader:
         self._allowed = allowed
         self._callables = frozenset(v for v in allowed.values() if _is_hashable(v))
         self._trusted_ids = {id(value) for value in allowed.values()}
-        self._fakes = once(lambda: FakeReader(structure.get("fakes")))
+        self._fakes = functools.cache(lambda: FakeReader(structure.get("fakes")))
         # None: being read; an error: it was left out, and so is what refers to it
         self._made: dict[int, nn.Module | NotInThisTorchError | None] = {}
         self._left_out: dict[str, str] = {}
@@ -316,6 +317,11 @@ class ModuleReader:
         meta = entry.get("meta")
         module.meta = {} if meta is None else read_meta(meta, reader.decode)
         self._left_out = {**reader.decode.left_out, **self._left_out}
+        absent = entry.get("attributes", {}).keys() - state.keys()
+        for node in attribute_nodes(graph) if absent else ():
+            if (name := str(node.target).partition(".")[0]) in absent:
+                reason = reader.decode.left_out[name]
+                raise NotInThisTorchError(f"node {node.name!r} refers to {name!r}: {reason}")
         check_attributes_exist(module, graph)
         if isinstance(module, LazyGraphModule):
             adopt(module, graph, class_name)

@@ -30,7 +30,7 @@ from ._torch_codegen import describe_codegen, rebuild_codegen
 from ._torch_graph import graph_parts, node_adder, node_count
 from ._torch_symbolic import Unstorable
 from ._untrusted import NodeCheck, check_attributes_exist, check_codegen
-from .errors import GraphFormatError, LazyFxError, SerializationError
+from .errors import GraphFormatError, LazyFxError, NotInThisTorchError, SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -257,7 +257,11 @@ class GraphReader:
     def _empty_graph(self) -> fx.Graph:
         """A graph of the class and with the code generator that the document names."""
         document, decode = self._document, self.decode
-        tracer_cls = decode(document.get("tracer"))
+        tracer_cls = None
+        try:
+            tracer_cls = decode(document.get("tracer"))
+        except NotInThisTorchError as error:
+            decode.left_out.setdefault("tracer", str(error))
         if not isinstance(tracer_cls, type) or not issubclass(tracer_cls, fx.Tracer):
             tracer_cls = None  # by now it has a name, but its module is not loaded
         cls = decode(document["class"]) if "class" in document else fx.Graph

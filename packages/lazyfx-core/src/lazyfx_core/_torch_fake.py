@@ -114,6 +114,7 @@ class FakeReader:
         self._rows: dict[str, list[Any]] = tables
         self._mode_settings = _read_mode(environment.get("mode", {}))
         self._table: Expressions | None = None
+        self._absent: str | None = None
         self._mode: Any = None
         self._fake_tensor: Any = None
         self._numbers: dict[int, Any] = {}
@@ -144,7 +145,10 @@ class FakeReader:
 
         Raises:
             GraphFormatError: ``description`` is not one, or a table it refers to is damaged.
+            NotInThisTorchError: This torch lacks what it needs, or what any expression needs.
         """
+        if self._table is None and self._rows["expressions"]:
+            self._expressions()
         if type(description) is not list or len(description) != 2:
             raise GraphFormatError(f"no description of a fake value: {description!r:.80}")
         kind, index = description
@@ -162,10 +166,16 @@ class FakeReader:
         raise GraphFormatError(f"{description!r:.80} does not describe a fake value")
 
     def _expressions(self) -> Expressions:
+        if self._absent is not None:  # each value asks: the table is not to be read again
+            raise NotInThisTorchError(self._absent)
         if self._table is None:
             table = Expressions()
-            for row in self._rows["expressions"]:
-                table.add(row)
+            try:
+                for row in self._rows["expressions"]:
+                    table.add(row)
+            except NotInThisTorchError as error:
+                self._absent = str(error)
+                raise
             self._table = table
         return self._table
 

@@ -58,8 +58,7 @@ def host_read(what: str, runner: Runner, error: BaseException | None = None) -> 
     return HostReadError(
         f"{runner.where()} reads the value of a tensor ({what}{user_line(error)}): the value of"
         " this one run would be baked into the graph. Keep it a tensor (torch.where instead of if,"
-        " no item/tolist/bool/float/numpy), or pass it in as an argument and extract per value; or"
-        " run this node in eager: extract_compiled_graph(..., fallback='partition')"
+        " no item/tolist/bool/float/numpy), or pass it in as an argument and extract per value"
     )
 
 

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 class Explanation:
     """What a :class:`~lazyfx_ltc.CompiledGraph` does; ``str()`` of it is a short report.
 
+    Of a :class:`~lazyfx_ltc.PartitionedGraph`, ``inputs`` and ``state`` are names only, and each
+    line of ``mutated``, ``outputs`` and ``guards`` begins with the piece it is about; of a piece
+    that is not captured it says no more than that.
+
     Attributes:
         inputs: Each argument, described.
         state: Each model tensor read at a call, described.

@@ -116,7 +116,13 @@ def extract_compiled_graph(
     try:
         return CompiledGraph.captured(model, graph, args, kwargs, device, **options)
     except CaptureError as error:
-        if fallback == "error" or not has_calls(graph):
+        if not has_calls(graph):
+            raise
+        if fallback == "error":
+            error.add_note(
+                'fallback="partition" would capture the rest of the graph and run in eager what'
+                " cannot be captured"
+            )
             raise
         return PartitionedGraph(
             model, graph, device, error, max_captures=max_captures, freeze=freeze

@@ -286,10 +286,11 @@ class PartitionedGraph(Held):
         }
         operators: dict[str, int] = {}
         mutated, outputs, guards = [], [], []
-        for piece, one in told.items():
+        for (piece, one), part in zip(told.items(), self._pieces, strict=True):
             if one is None:
-                mutated.append(f"{piece}: whatever its operators write in eager")
-                outputs.append(f"{piece}: whatever its operators give in eager")
+                untried = "not tried yet" if part.is_open else None
+                mutated.append(f"{piece}: {untried or 'whatever its operators write in eager'}")
+                outputs.append(f"{piece}: {untried or 'whatever its operators give in eager'}")
                 continue
             for name, count in one.operators.items():
                 operators[name] = operators.get(name, 0) + count

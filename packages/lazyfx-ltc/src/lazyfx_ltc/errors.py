@@ -83,8 +83,7 @@ class FallbackError(CaptureError):
         super().__init__(
             f"{len(ops)} operator(s) of the model can be no part of a captured program: {listed}."
             " Expected: operators with a lazy kernel, or functional ones from tensors, numbers and"
-            ' names to tensors. Extract with fallback="partition", which runs these calls eagerly'
-            " between captured segments, or rewrite them"
+            " names to tensors. Rewrite them in terms of such"
         )
         self.ops = tuple(ops)
         self.where = tuple(where)

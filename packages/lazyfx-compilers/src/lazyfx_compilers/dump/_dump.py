@@ -148,15 +148,15 @@ class DumpedGraph:
                 return halves
         wanted = self.has_data if data is None else data
         if not wanted and not (self.folder / INPUTS).exists():
-            file = self.folder / GRAPH
-            for spec in self.specs:
+            file, specs = self.folder / GRAPH, self.specs
+            for spec in specs:
                 if isinstance(spec, OpaqueSpec):
                     raise DumpFormatError(
                         f"{file}: input {spec.name!r} is a {spec.description}: expected what it can"
                         " be made from (another torch may have described it); pass inputs of your"
                         " own, or dump with example_inputs='spec'"
                     )
-            return make_values(self.specs, file, seed=seed, device=device, max_bytes=max_bytes)
+            return make_values(specs, file, seed=seed, device=device, max_bytes=max_bytes)
         return get_inputs(self.folder, seed=seed, data=wanted, device=device, max_bytes=max_bytes)
 
     def _inputs_of_halves(self, device: str | None) -> list[Any] | None:

@@ -56,6 +56,7 @@ class Outcome:
 def run(function: Callable[..., Any], inputs: tuple[Any, ...] = ()) -> Outcome:
     """Call ``function`` on clones of ``inputs`` with torch's random numbers at a fixed seed.
 
+    Those of CUDA are once CUDA is in use: a function that starts it should be called once before.
     Leaves the global random state as it was and drops warnings. Not for several threads at once:
     both are global.
     """

@@ -290,9 +290,10 @@ def _value_fields(one: torch.Tensor, other: torch.Tensor, prefix: str) -> Iterat
         left, right = (each.detach().resolve_conj().resolve_neg().cpu() for each in (one, other))
     try:
         unequal = (left != right) & ~((left != left) & (right != right))
-    except NotImplementedError:  # float4, up to torch 2.9
-        left, right = (each.view(torch.uint8) for each in (left, right))
-        unequal = left != right
+    except RuntimeError:  # packed formats, which some releases of torch cannot compare
+        rows = (*left.shape, left.dtype.itemsize)
+        held = [each.reshape(-1).view(torch.uint8).reshape(rows) for each in (left, right)]
+        unequal = (held[0] != held[1]).any(-1)
     if left.dtype in _SIGNED_ZEROS:
         unequal |= (left == 0) & (right == 0) & (left.signbit() != right.signbit())
     count = int(unequal.sum())

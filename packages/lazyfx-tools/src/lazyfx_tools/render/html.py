@@ -134,6 +134,7 @@ def write_html(
     """
     from lazyfx_compilers.dump._writer import replace_file
 
+    graphs = list(graphs)
     for one in graphs:
         if not isinstance(one, GraphView):
             raise TypeError(
