@@ -92,8 +92,8 @@ def check_tensor(name: str, value: torch.Tensor, device: str) -> None:
         )
     if inside_transform(value):
         raise InputError(
-            f"{name}: expected a plain tensor, seen one inside of a transform (vmap, grad);"
-            " transform the model, then capture"
+            f"{name}: expected a plain tensor, seen one inside of a transform (vmap, grad,"
+            " forward mode); transform the model, then capture"
         )
     if value.layout is not torch.strided or value.is_quantized or value.is_nested:
         kind = "nested" if value.is_nested else str(value.layout)

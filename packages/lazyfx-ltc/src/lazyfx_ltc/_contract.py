@@ -25,6 +25,7 @@ from ._run import AttributeWatch, Runner, user_line
 from ._specs import Contract, TensorSpec
 from ._structure import Structure, flatten
 from ._subject import Subject
+from ._torch_guards import in_forward_mode
 from ._torch_tracing import (
     TorchDispatchMode,
     data_dependent_errors,
@@ -111,6 +112,11 @@ class _Observer(TorchDispatchMode):
     ) -> Any:
         keywords = dict(kwargs or {})
         name = op_name(func)
+        if in_forward_mode():
+            raise CaptureError(
+                f"{self.runner.where()} uses forward-mode differentiation ({name}{user_line()}): a"
+                " captured graph computes values only"
+            )
         numbers = [one for one in tree_flatten((args, keywords))[0] if type(one) in _NUMBERS]
         self.trace.append(f"{name} {numbers}" if numbers else name)
         if len(self.trace) > MAX_OPERATORS:
@@ -341,6 +347,7 @@ def observe(subject: Subject, groups: Sequence[Group] = ()) -> Contract:
         trace=tuple(observer.trace),
         dense=observer.dense,
         answers=tuple(asked.answers),
+        sharing=asked.sharing(observer.written),
         modes_asked=modes.asked,
         in_autocast=asked.in_autocast,
         touched=tuple(

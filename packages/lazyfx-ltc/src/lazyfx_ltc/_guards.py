@@ -301,7 +301,8 @@ def _why_no_fit(name: str, value: Any, spec: TensorSpec) -> str | None:
     if inside_transform(value):
         return (
             f"{name}: expected {spec}, as at capture, seen a tensor inside of a transform (vmap,"
-            " grad); a replay computes with whole tensors: transform the model, then capture"
+            " grad, forward mode); a replay computes with whole tensors: transform the model, then"
+            " capture"
         )
     if value.is_nested:
         return f"{name}: expected {spec}, as at capture, seen a nested tensor"

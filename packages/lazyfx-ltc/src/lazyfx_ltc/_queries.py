@@ -3,6 +3,11 @@
 The lazy device knows sizes and types only: there every tensor is contiguous and begins at the start
 of its memory. So the fake run notes each answer that is no tensor, in order, and the lazy run is
 given the same answers. A run that asks something else is not the same run.
+
+For the same reason what gives a view in one place gives a copy in the other: ``reshape`` of a
+transposed matrix copies, and on the lazy device it does not. That matters where either is written
+to. The fake run notes which results share memory with their operands, and the lazy run copies what
+was a copy.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import random
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -32,7 +37,16 @@ _MODES = (torch.is_grad_enabled, torch.is_inference_mode_enabled)
 _WHERE = frozenset(
     {torch.Tensor.storage_offset, torch.Tensor.data_ptr, torch.Tensor.untyped_storage}
 )
+# What is another function by the time that the lazy run sees it, see _rewrite.py.
+_RENAMED: dict[Any, Any] = {
+    torch.Tensor.cpu: torch.Tensor.to,
+    torch.Tensor.cuda: torch.Tensor.to,
+}
 _PARAMETERS = {"aten::linear": ("input", "weight", "bias"), "aten::matmul": ("input", "other")}
+
+
+Sharing = Mapping[Any, Sequence[tuple[bool, ...] | None]]
+"""For a function, call by call: which results share memory with operands; None: it is all one."""
 
 
 class Asked(TorchFunctionMode):
@@ -64,6 +78,7 @@ class Asked(TorchFunctionMode):
         self._autocast = torch.is_autocast_enabled(device)
         self.answers: list[tuple[Any, Any]] = []
         self.looked_at: set[int] = set()
+        self._results: list[tuple[Any, list[torch.Tensor], list[torch.Tensor]]] = []
         self._runner = runner
         self._sources = frozenset(sources)
 
@@ -85,6 +100,8 @@ class Asked(TorchFunctionMode):
                 f"{self._runner.where()} asks where in memory an argument or model tensor is"
                 f" ({func.__name__}), which differs from call to call; use clone() on it first"
             )
+        if func is torch.nn.functional.multi_head_attention_forward:
+            self._refuse_fast_path(kwargs or {})
         op = called_whole(func, args)
         if op in _PARAMETERS:  # of the others, the operators below are looked at
             named = kwargs or {}
@@ -102,17 +119,49 @@ class Asked(TorchFunctionMode):
             leaves = tree_flatten((args, kwargs))[0]
             tensors = (one for one in leaves if isinstance(one, torch.Tensor))
             self.looked_at.update(map(storage_key, tensors))
+        elif found := _tensors(result):
+            self._results.append((func, found, _tensors((args, kwargs))))
         return result
+
+    def _refuse_fast_path(self, kwargs: Mapping[str, Any]) -> None:
+        """Torch has a kernel for whole attention modules, which it does not call in here."""
+        padded, training = kwargs.get("key_padding_mask") is not None, kwargs.get("training", True)
+        if padded and not training and torch.backends.mha.get_fastpath_enabled():
+            raise CaptureError(
+                f"{self._runner.where()} attends with a key_padding_mask in eval mode: torch's"
+                " fast path gives other values for what is padded than the operators that can be"
+                " captured; torch.backends.mha.set_fastpath_enabled(False) makes eager call those"
+            )
+
+    def sharing(self, written: Container[int]) -> Sharing:
+        """Which results share memory with operands, where some of that memory is written to.
+
+        Args:
+            written: The storages that the run wrote to.
+        """
+        calls: dict[Any, list[tuple[bool, ...] | None]] = {}
+        for func, results, operands in self._results:
+            memory = [storage_key(one) for one in (*results, *operands)]
+            matters = any(one in written for one in memory)
+            told = _shares(results, operands) if matters else None
+            calls.setdefault(_RENAMED.get(func, func), []).append(told)
+        return {func: tuple(told) for func, told in calls.items() if any(told)}
 
 
 class Answered(TorchFunctionMode):
-    """Gives the answers again."""
+    """Gives the answers again, and has results share memory with operands as before."""
 
     def __init__(
-        self, runner: Runner, answers: Iterable[tuple[Any, Any]], device: torch.device
+        self,
+        runner: Runner,
+        answers: Iterable[tuple[Any, Any]],
+        sharing: Sharing,
+        device: torch.device,
     ) -> None:
         super().__init__()
         self._runner = runner
+        self._sharing = sharing
+        self._calls: collections.Counter[Any] = collections.Counter()
         self._device = device
         self._answers = list(answers)
         self._next = 0
@@ -132,7 +181,36 @@ class Answered(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if _is_answer(result):
             raise self._not_the_same(func)
+        told = self._sharing.get(_RENAMED.get(func, func))
+        if told is not None and (found := _tensors(result)):
+            return self._as_before(func, result, found, _tensors((args, kwargs)), told)
         return result
+
+    def _as_before(
+        self,
+        func: Any,
+        result: Any,
+        found: Sequence[torch.Tensor],
+        operands: Sequence[torch.Tensor],
+        told: Sequence[tuple[bool, ...] | None],
+    ) -> Any:
+        call = self._calls[_RENAMED.get(func, func)]
+        self._calls[_RENAMED.get(func, func)] += 1
+        if call >= len(told):
+            raise self._not_the_same(func)
+        before, now = told[call], _shares(found, operands)
+        if before is None or before == now:
+            return result
+        if isinstance(result, torch.Tensor) and before == (False,):
+            return result.clone()
+        if before == (True,) and func is torch.Tensor.to:  # then it gave the tensor itself
+            return operands[0]
+        name = getattr(func, "__name__", func)
+        raise CaptureError(
+            f"{self._runner.where()} calls {name}, of which torch's lazy device does not know"
+            " whether it gives views of its arguments, and the model writes to one of them; write"
+            f" to a clone() of what {name} gives, or use the form that does not work in place"
+        )
 
     def check(self) -> None:
         """Raise :class:`CaptureError` if something was not asked again."""
@@ -270,6 +348,16 @@ def _is_random(owner: Any) -> bool:
     return isinstance(owner, torch.Generator) or any(
         owner is one for one in shared if one is not None
     )
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def _shares(results: Sequence[torch.Tensor], operands: Sequence[torch.Tensor]) -> tuple[bool, ...]:
+    """For each result whether it shares memory with an operand."""
+    memory = {storage_key(one) for one in operands}
+    return tuple(storage_key(one) in memory for one in results)
 
 
 def _is_answer(value: Any) -> bool:

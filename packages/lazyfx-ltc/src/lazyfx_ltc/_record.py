@@ -301,7 +301,7 @@ def record(subject: Subject, contract: Contract, groups: Sequence[Group] = ()) -
         try:
             with torch.set_grad_enabled(subject.grad):
                 seen = [view for _, view in sources]
-                answered = Answered(runner, contract.answers, subject.place)
+                answered = Answered(runner, contract.answers, contract.sharing, subject.place)
                 result = _run(runner, recorder, answered, *subject.arguments(seen))
             if recorder.must_not_miss:
                 raise recorder.fallback()

@@ -23,7 +23,7 @@ from lazyfx_core import require_graph_module
 from ._batch_norm import BATCH_NORMS
 from ._torch_tracing import below_autograd, device_constructors
 
-_LAZY = torch.device("lazy")
+_LAZY = torch.device("lazy", 0)  # with its number: to() copies where devices are not equal
 _TRANSFERS = ("cpu", "cuda")
 
 
@@ -172,8 +172,12 @@ def _kinds(packet: Any) -> Sequence[str]:
 
 
 _UNBIND = _apart("unbind") | {torch.Tensor.__iter__}
-_BY_NUMBER, _BY_INDEX = _apart("chunk"), _apart("tensor_split")
-_SPLIT = _BY_NUMBER | _BY_INDEX | _apart("split", "split_with_sizes")
+_BY_NUMBER, _BY_INDEX = _apart("chunk", "unsafe_chunk"), _apart("tensor_split")
+_SPLIT = (
+    _BY_NUMBER
+    | _BY_INDEX
+    | _apart("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
+)
 _COUNTS = ("chunks", "split_size_or_sections", "split_size", "split_sizes", "indices_or_sections")
 
 

@@ -97,7 +97,9 @@ class Runners:
         python = direct(text, constants)
         if python is not None:
             ways["python"] = python
-        static = _static(_with_signed_zeros(text), constants, self._plain)
+        static = None
+        if not _stacks_one(text):
+            static = _static(_with_signed_zeros(text), constants, self._plain)
         if static is not None:
             ways["static runtime"] = static
         return ways
@@ -150,6 +152,20 @@ class Runners:
                 return plain(*inputs)
 
         return run
+
+
+def _stacks_one(text: str) -> bool:
+    """Whether a program stacks a single tensor.
+
+    Static Runtime's kernel takes it to be contiguous, and writes past the end of the result.
+    """
+    _, instructions, _ = parse_written(text)
+    single = {
+        one.outs[0][0]
+        for one in instructions
+        if one.kind == "prim::ListConstruct" and len(one.ins) == 1
+    }
+    return any(one.kind == "aten::stack" and one.ins[0] in single for one in instructions)
 
 
 def _with_signed_zeros(text: str) -> str:

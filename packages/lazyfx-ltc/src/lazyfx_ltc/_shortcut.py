@@ -28,7 +28,7 @@ from ._freeze import Frozen
 from ._guards import is_value
 from ._specs import Itself, ViewOf
 from ._state import HOOKS, TABLES, State
-from ._torch_guards import function_modes_active, tensor_check
+from ._torch_guards import function_modes_active, in_forward_mode, tensor_check
 from ._torch_tracing import global_forward_hook_tables
 
 
@@ -130,6 +130,7 @@ def _written(
     asked.add("{}() is {}", torch.is_grad_enabled, torch.is_grad_enabled())
     asked.add("{}() is {}", torch.get_default_dtype, torch.get_default_dtype())
     asked.add("not {}()", function_modes_active)
+    asked.add("not {}()", in_forward_mode)
     _add_state(asked, state, held.guard.frozen)
     miss, run, count = asked.written("{}", MISS), asked.written("{}", held.prepared()), len(args)
     return asked.function(

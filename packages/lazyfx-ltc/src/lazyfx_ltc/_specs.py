@@ -10,7 +10,7 @@ of them, what memory layout the fresh ones have, and which inputs are written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -118,6 +118,7 @@ class Contract:
         trace: The operators that one call runs, in order.
         dense: For each operator and each call of it which of its tensors are contiguous.
         answers: What it asked of its tensors (``_queries.py``).
+        sharing: Which results share memory with operands where it matters (``_queries.py``).
         in_autocast: Whether it switches autocast on or off itself.
         touched: Numbers of the sources whose values went into something that is no view of them.
         looked_at: Numbers of the sources that an operator or a question got.
@@ -133,6 +134,7 @@ class Contract:
     trace: tuple[str, ...]
     dense: dict[str, list[tuple[bool, ...]]] = field(compare=False, repr=False)
     answers: tuple[tuple[Any, Any], ...] = field(compare=False, repr=False)
+    sharing: Mapping[Any, Sequence[tuple[bool, ...] | None]] = field(compare=False, repr=False)
     modes_asked: dict[str, str] = field(default_factory=dict, compare=False)
     in_autocast: bool = False
     touched: tuple[int, ...] = ()

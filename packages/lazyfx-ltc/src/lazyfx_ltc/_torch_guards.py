@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.autograd import forward_ad
 
 function_modes_active: Callable[[], int] = torch._C._len_torch_function_stack
 """How many modes of the thread torch functions pass through: a default device, or a user's."""
@@ -33,8 +34,13 @@ def function_modes() -> list[object]:
 
 
 def inside_transform(tensor: torch.Tensor) -> bool:
-    """Whether a tensor stands for others: inside of ``vmap``, ``grad`` and the like."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+    """Whether a tensor may be more than its values: in ``vmap``, ``grad``, forward mode."""
+    return in_forward_mode() or bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may carry tangents: ``torch.autograd.forward_ad`` is in use."""
+    return forward_ad._current_level >= 0
 
 
 def tensor_check(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
