@@ -333,3 +333,92 @@ def test_a_missing_cxx_compiler_is_named_with_the_way_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MissingDependencyError, match=r"g\+\+.*codegen='ts'"):
         memory_efficient_fusion(torch.sin)
+
+
+class _Writing(nn.Module):
+    """Writes to its weight as ``how`` says."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.weight, self.how = nn.Parameter(torch.ones(3)), how
+
+    def forward(self, x):
+        self.how(self.weight)
+        return (x * self.weight).sum()
+
+
+def _half(weight):
+    weight.mul_(0.5)
+
+
+def _half_of_a_view(weight):
+    weight[0:2].mul_(0.5)
+
+
+def _half_unrecorded(weight):
+    with torch.no_grad():
+        weight.mul_(0.5)
+
+
+def _half_detached(weight):
+    weight.detach().mul_(0.5)
+
+
+def _half_of_a_copy(weight):
+    (weight * 1).mul_(0.5)
+
+
+@pytest.mark.parametrize("how", [_half, _half_of_a_view])
+def test_a_leaf_that_eager_refuses_to_write_to_is_refused(how):
+    with pytest.raises(RuntimeError, match="leaf Variable"):
+        _Writing(how)(torch.ones(3))
+    model = _Writing(how)
+    with pytest.raises(NotCompilableError, match=r"leaf that requires grad.*no_grad"):
+        memory_efficient_fusion(model, codegen=nop)(torch.ones(3))
+    assert torch.equal(model.weight, torch.ones(3))
+
+
+@pytest.mark.parametrize("how", [_half_unrecorded, _half_detached, _half_of_a_copy])
+def test_a_leaf_may_be_written_to_where_eager_allows_it(how):
+    expected, model = _Writing(how), _Writing(how)
+    fused = memory_efficient_fusion(model, codegen=nop)
+    for _ in range(3):
+        one, other = expected(torch.ones(3)), fused(torch.ones(3))
+        one.backward()
+        other.backward()
+        assert torch.equal(one, other)
+    assert torch.equal(expected.weight, model.weight)
+    assert torch.equal(expected.weight.grad, model.weight.grad)
+
+
+@pytest.mark.parametrize("kind", ["attention", "layer", "encoder"])
+def test_attention_that_is_padded_is_what_eager_gives_or_refused(kind):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = {
+        "attention": layer.self_attn,
+        "layer": layer,
+        "encoder": nn.TransformerEncoder(layer, 2),
+    }
+    x, padded = torch.randn(2, 3, 8), torch.tensor([[False, False, True], [False, True, True]])
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model[kind].eval()
+
+        def forward(self, x, padded=None):
+            if kind == "attention":
+                return self.inner(x, x, x, key_padding_mask=padded, need_weights=False)[0]
+            return self.inner(x, src_key_padding_mask=padded)
+
+    module = Model().eval()
+    fused = memory_efficient_fusion(module, codegen=nop)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), module(x))
+        with pytest.raises(NotCompilableError, match="set_fastpath_enabled"):
+            fused(x, padded)
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            torch.testing.assert_close(fused(x, padded), module(x, padded))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from . import _guards, _torch_aot, _torch_distributed, _torch_partition
 from ._graphs import Graphs
 from .errors import NotCompilableError, NoTensorOutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _MARK = "_lazyfx_fused"
 _SHARED = (
@@ -196,7 +198,11 @@ def _compile_when_called(
                 for index, value in zip(traced_at, values, strict=True):
                     filled[index] = value
                 args, kwargs = _torch_aot.tree_unflatten(filled, structure)
+                recorded = [getattr(value, "grad_fn", None) for value in values]
                 results, shape = _torch_aot.tree_flatten(traceable(*args, **kwargs))
+                for leaf, value, before in zip(traced, values, recorded, strict=True):
+                    if isinstance(leaf, torch.Tensor) and leaf.is_leaf and leaf.requires_grad:
+                        _refuse_recorded_write(value, before)
                 returned = [_COMPUTED if _is_computed(each) else each for each in results]
                 return [each for each in results if _is_computed(each)]
 
@@ -228,6 +234,16 @@ def _compile_when_called(
     return call
 
 
+def _refuse_recorded_write(value: torch.Tensor, before: Any) -> None:
+    """While tracing no input is a leaf, so that autograd records what it refuses in eager."""
+    if value.grad_fn is not before:
+        raise NotCompilableError(
+            "memory_efficient_fusion: writes in place to an argument or parameter of shape "
+            f"{list(value.shape)}, a leaf that requires grad, which eager refuses; write under "
+            "torch.no_grad(), or to a copy"
+        )
+
+
 def _is_traced(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor) or type(leaf) in (int, float)
 
@@ -248,13 +264,16 @@ def _traceable(
 ) -> Callable[..., Any]:
     """``run``, with the errors of somebody who knows that it is being traced."""
     name = _name(what)
+    modules = what.modules() if isinstance(what, nn.Module) else ()
+    attends = any(isinstance(one, nn.MultiheadAttention) for one in modules)
 
     @functools.wraps(run)
     def checked(*args: Any, **kwargs: Any) -> Any:
         before = surroundings()
         put_back = _snapshot(what)
         try:
-            result = run(*args, **kwargs)
+            with _OperatorsOnly() if attends else contextlib.nullcontext():
+                result = run(*args, **kwargs)
         except Exception as error:
             put_back()
             reason = _torch_aot.why_untraceable(error)
@@ -278,6 +297,31 @@ def _traceable(
         return result
 
     return checked
+
+
+class _OperatorsOnly(TorchFunctionMode):
+    """Torch leaves its fast path for whole attention modules alone while any mode is active."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        if (
+            func is nn.functional.multi_head_attention_forward
+            and named.get("key_padding_mask") is not None
+            and not named.get("training", True)
+            and torch.backends.mha.get_fastpath_enabled()
+        ):
+            raise NotCompilableError(
+                "memory_efficient_fusion: attends with a key_padding_mask in eval mode: torch's "
+                "fast path gives other values for what is padded than the operators that can be "
+                "traced; torch.backends.mha.set_fastpath_enabled(False) makes eager call those"
+            )
+        return func(*args, **named)
 
 
 def _snapshot(what: Any) -> Callable[[], None]:
