@@ -12,6 +12,7 @@ private name                                          used for
 ``torch.overrides._get_current_function_mode_stack``  which modes these are
 ``torch._C._functorch.is_functorch_wrapped_tensor``   being inside of ``vmap``, ``grad`` and the
                                                       like
+``torch.autograd.forward_ad._current_level``          whether tensors may carry tangents
 ``torch._C._dynamo.guards.TensorGuards``              looks of all tensors of a call at once
 ====================================================  ==============================================
 """
