@@ -752,3 +752,13 @@ def test_a_function_of_a_module_that_cannot_be_imported_is_compared(device):
     exec("def f(x):\n    return torch.sin(x) + torch.ones_like(x)", place)
     assert compare_compiled(place["f"], (torch.randn(3).to(device).requires_grad_(),), nop).agrees
     assert compare_compiled(place["f"], (torch.randn(3).to(device),), nop).agrees
+
+
+def test_a_result_on_another_device_is_a_divergence():
+    def forgetting(gm, inputs):
+        return lambda *args: [result.to("meta") for result in gm(*args)]
+
+    x = torch.randn(3)
+    report = compare_graph(make_fx(torch.sin)(x), [x], forgetting)
+    assert not report.agrees
+    assert report.divergence.what == "device"
