@@ -272,7 +272,7 @@ def _traceable(
         before = surroundings()
         put_back = _snapshot(what)
         try:
-            with _OperatorsOnly() if attends else contextlib.nullcontext():
+            with _OperatorsOnly(name) if attends else contextlib.nullcontext():
                 result = run(*args, **kwargs)
         except Exception as error:
             put_back()
@@ -302,6 +302,10 @@ def _traceable(
 class _OperatorsOnly(TorchFunctionMode):
     """Torch leaves its fast path for whole attention modules alone while any mode is active."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -317,9 +321,10 @@ class _OperatorsOnly(TorchFunctionMode):
             and torch.backends.mha.get_fastpath_enabled()
         ):
             raise NotCompilableError(
-                "memory_efficient_fusion: attends with a key_padding_mask in eval mode: torch's "
-                "fast path gives other values for what is padded than the operators that can be "
-                "traced; torch.backends.mha.set_fastpath_enabled(False) makes eager call those"
+                f"memory_efficient_fusion: {self._name} attends with a key_padding_mask in eval "
+                "mode: torch's fast path gives other values for what is padded than the operators "
+                "that can be traced; torch.backends.mha.set_fastpath_enabled(False) makes eager "
+                "call those"
             )
         return func(*args, **named)
 

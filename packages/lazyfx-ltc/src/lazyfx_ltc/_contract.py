@@ -34,6 +34,7 @@ from ._torch_tracing import (
     schema_arguments,
     schema_writes,
     storage_key,
+    tensors_in,
     tree_flatten,
 )
 from .errors import CaptureError, HostReadError, LtcError
@@ -48,10 +49,6 @@ _NUMBERS = frozenset({bool, int, float, complex})
 _BATCH_NORMS = frozenset(
     {"aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"}
 )
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def host_read(what: str, runner: Runner, error: BaseException | None = None) -> HostReadError:
@@ -128,16 +125,16 @@ class _Observer(TorchDispatchMode):
         if name.split(".")[0] in _HOST_READS:
             raise host_read(name, self.runner)
         self._refuse(func, name, args, keywords)
-        operands = _tensors((args, keywords))
+        operands = tensors_in((args, keywords))
         self.looked_at.update(map(storage_key, operands))
         self.dense.setdefault(name, []).append(tuple(one.is_contiguous() for one in operands))
         for target in schema_writes(func, args, keywords):
-            self.written.update(storage_key(tensor) for tensor in _tensors(target))
+            self.written.update(storage_key(tensor) for tensor in tensors_in(target))
         if not only_looks(func, name):
-            self.touched.update(storage_key(one) for one in _tensors((args, keywords)))
+            self.touched.update(storage_key(one) for one in tensors_in((args, keywords)))
         result = func(*args, **keywords)
         drawing = draws(func, args, keywords)
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             self._check_result(name, tensor, drawing)
         return result
 
@@ -153,7 +150,7 @@ class _Observer(TorchDispatchMode):
             if given.get("training"):
                 self._refuse_odd_batch_norm(given)
                 # Written, though the operator's schema does not say so.
-                statistics = _tensors([given.get("running_mean"), given.get("running_var")])
+                statistics = tensors_in([given.get("running_mean"), given.get("running_var")])
                 self.written.update(storage_key(one) for one in statistics)
                 if not self.source_storages.issuperset(map(storage_key, statistics)):
                     raise CaptureError(
@@ -168,7 +165,7 @@ class _Observer(TorchDispatchMode):
 
     def _refuse_odd_batch_norm(self, given: dict[str, Any]) -> None:
         names = ("input", "running_mean", "running_var")
-        memory = [storage_key(one) for one in _tensors([given.get(name) for name in names])]
+        memory = [storage_key(one) for one in tensors_in([given.get(name) for name in names])]
         if len(set(memory)) < len(memory) or not given["input"].numel():
             raise CaptureError(
                 f"{self.runner.where()} is a batch normalization of no elements, or its statistics"
@@ -181,8 +178,8 @@ class _Observer(TorchDispatchMode):
     ) -> None:
         """Eager goes through the lists one by one, and reads what it wrote before."""
         lists = schema_writes(func, args, kwargs)
-        written = [storage_key(one) for one in _tensors(lists)]
-        every = [storage_key(one) for one in _tensors((args, kwargs))]
+        written = [storage_key(one) for one in tensors_in(lists)]
+        every = [storage_key(one) for one in tensors_in((args, kwargs))]
         if any(every.count(one) > 1 for one in written):
             raise CaptureError(
                 f"{self.runner.where()} writes to a list of tensors ({name}) of which some share"
@@ -190,7 +187,7 @@ class _Observer(TorchDispatchMode):
             )
 
     def _refuse_as_strided(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        (base,) = _tensors(args[0])
+        (base,) = tensors_in(args[0])
         whole = base.untyped_storage().nbytes() == base.numel() * base.element_size()
         offset = args[3] if len(args) > 3 else kwargs.get("storage_offset")
         from_source = storage_key(base) in self.source_storages

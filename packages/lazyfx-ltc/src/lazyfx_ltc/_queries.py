@@ -28,7 +28,12 @@ from torch.overrides import TorchFunctionMode
 
 from ._rewrite import called_whole
 from ._run import OURS, TORCH, Runner
-from ._torch_tracing import is_operator, questions_about_gradients, storage_key, tree_flatten
+from ._torch_tracing import (
+    is_operator,
+    questions_about_gradients,
+    storage_key,
+    tensors_in,
+)
 from .errors import CaptureError
 
 _DEVICE: Any = torch.Tensor.device
@@ -116,11 +121,9 @@ class Asked(TorchFunctionMode):
                     " call would be baked in; return a tensor"
                 )
             self.answers.append((func, result))
-            leaves = tree_flatten((args, kwargs))[0]
-            tensors = (one for one in leaves if isinstance(one, torch.Tensor))
-            self.looked_at.update(map(storage_key, tensors))
-        elif found := _tensors(result):
-            self._results.append((func, found, _tensors((args, kwargs))))
+            self.looked_at.update(map(storage_key, tensors_in((args, kwargs))))
+        elif found := tensors_in(result):
+            self._results.append((func, found, tensors_in((args, kwargs))))
         return result
 
     def _refuse_fast_path(self, kwargs: Mapping[str, Any]) -> None:
@@ -181,9 +184,8 @@ class Answered(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if _is_answer(result):
             raise self._not_the_same(func)
-        told = self._sharing.get(_RENAMED.get(func, func))
-        if told is not None and (found := _tensors(result)):
-            return self._as_before(func, result, found, _tensors((args, kwargs)), told)
+        if _RENAMED.get(func, func) in self._sharing and (found := tensors_in(result)):
+            return self._as_before(func, result, found, tensors_in((args, kwargs)))
         return result
 
     def _as_before(
@@ -192,10 +194,10 @@ class Answered(TorchFunctionMode):
         result: Any,
         found: Sequence[torch.Tensor],
         operands: Sequence[torch.Tensor],
-        told: Sequence[tuple[bool, ...] | None],
     ) -> Any:
-        call = self._calls[_RENAMED.get(func, func)]
-        self._calls[_RENAMED.get(func, func)] += 1
+        known = _RENAMED.get(func, func)
+        told, call = self._sharing[known], self._calls[known]
+        self._calls[known] += 1
         if call >= len(told):
             raise self._not_the_same(func)
         before, now = told[call], _shares(found, operands)
@@ -350,10 +352,6 @@ def _is_random(owner: Any) -> bool:
     )
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
-
-
 def _shares(results: Sequence[torch.Tensor], operands: Sequence[torch.Tensor]) -> tuple[bool, ...]:
     """For each result whether it shares memory with an operand."""
     memory = {storage_key(one) for one in operands}
@@ -364,4 +362,4 @@ def _is_answer(value: Any) -> bool:
     """Whether a result is neither tensors nor nothing; what returns nothing does something."""
     if value is None or isinstance(value, torch.Tensor):
         return False
-    return not any(isinstance(leaf, torch.Tensor) for leaf in tree_flatten(value)[0])
+    return not tensors_in(value)

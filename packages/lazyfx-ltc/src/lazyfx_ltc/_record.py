@@ -38,7 +38,7 @@ from ._run import Runner, user_line
 from ._specs import Contract, Fresh
 from ._structure import flatten
 from ._subject import Subject
-from ._torch_tracing import TorchDispatchMode, op_name, tree_flatten
+from ._torch_tracing import TorchDispatchMode, op_name, tensors_in
 from .errors import CaptureError, FallbackError, LtcError
 
 
@@ -73,10 +73,6 @@ class Recording:
     operands: int
 
 
-def _lazies(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
-
-
 def _wrapped(value: Any) -> Any:
     return _torch_lazy.wrapped(value) if isinstance(value, torch.Tensor) else value
 
@@ -108,11 +104,11 @@ class _Recorder(TorchDispatchMode):
         name = op_name(func)
         self._check(name, args, keywords)
         result = self._result(func, name, args, keywords)
-        tensors = _lazies(result)
+        tensors = tensors_in(result)
         if any(tensor.device.type != "lazy" for tensor in tensors):
             raise self._off_device(name, next(t for t in tensors if t.device.type != "lazy"))
         self.kept.append(tensors)
-        if name == "aten::lift_fresh" or not _lazies((args, keywords)):
+        if name == "aten::lift_fresh" or not tensors_in((args, keywords)):
             # Made under a dispatch mode: not yet what views and in-place operators expect.
             result = fx.node.map_aggregate(result, _wrapped)
         return result
@@ -130,10 +126,10 @@ class _Recorder(TorchDispatchMode):
             result, trusted = native_result(lambda: func(*args, **keywords), name)
             if trusted:
                 if draws(func, args, keywords):
-                    self.draws.extend(_lazies(result)[:1])
+                    self.draws.extend(tensors_in(result)[:1])
                 return result
         in_parts = is_composite(name) and lowers(name)
-        makes = not _lazies((args, keywords)) and not draws(func, args, keywords)
+        makes = not tensors_in((args, keywords)) and not draws(func, args, keywords)
         if in_parts and (only_looks(func, name) or makes):
             return self._in_parts(func, name, args, keywords)
         if can_be_called(func, args, keywords):
@@ -152,7 +148,7 @@ class _Recorder(TorchDispatchMode):
             self.missing.setdefault(one, f"{self.runner.where()}, inside {name}")
             self.must_not_miss = True  # what it computed is in the graph by now
         if draws(func, args, keywords):
-            self.draws.extend(_lazies(result)[:1])
+            self.draws.extend(tensors_in(result)[:1])
         return result
 
     def _called(self, func: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -169,7 +165,7 @@ class _Recorder(TorchDispatchMode):
             )
         if name == "aten::_local_scalar_dense":
             raise host_read(name, self.runner)
-        for tensor in _lazies((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             if tensor.device.type != "lazy":
                 raise self._off_device(name, tensor)
         device = kwargs.get("device")

@@ -97,11 +97,10 @@ class Runners:
         python = direct(text, constants)
         if python is not None:
             ways["python"] = python
-        static = None
         if not _stacks_one(text):
             static = _static(_with_signed_zeros(text), constants, self._plain)
-        if static is not None:
-            ways["static runtime"] = static
+            if static is not None:
+                ways["static runtime"] = static
         return ways
 
     def _why_not(

@@ -68,6 +68,7 @@ __all__ = [
     "schema_writes",
     "spec_children",
     "storage_key",
+    "tensors_in",
     "tree_flatten",
     "tree_paths",
     "tree_unflatten",
@@ -175,6 +176,11 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
     if not found:
         raise SeamError(f"torch {torch.__version__}: fake tensors raise none of {names} any more")
     return found
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """The tensors that stand in nested containers."""
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def storage_key(tensor: torch.Tensor) -> int:
