@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from . import _guards, _torch_aot, _torch_distributed, _torch_partition
+from . import _guards, _torch_aot, _torch_callers, _torch_distributed, _torch_partition
 from ._graphs import Graphs
 from .errors import NotCompilableError, NoTensorOutputError
 
@@ -39,8 +39,8 @@ def fused_function(
 
     @functools.wraps(fn)
     def fused(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
-            return fn(*args, **kwargs)  # Dynamo guards and compiles it itself
+        if torch.compiler.is_dynamo_compiling() or _torch_callers.called_while_tracing():
+            return fn(*args, **kwargs)  # whoever traces guards it, compiles it or keeps it
         key: Any = None
         if guard or not len(graphs):
             key = (_guards.call_key(args, kwargs), _guards.function_key(fn))
@@ -88,8 +88,8 @@ class FusedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph compiled for calls like this one."""
         original = self._original
-        if torch.compiler.is_dynamo_compiling():
-            return original(*args, **kwargs)  # Dynamo guards and compiles it itself
+        if torch.compiler.is_dynamo_compiling() or _torch_callers.called_while_tracing():
+            return original(*args, **kwargs)
         with _torch_aot.compile_lock():  # tracing puts fake parameters into the module meanwhile
             state = _guards.module_state(original)
         key: Any = None

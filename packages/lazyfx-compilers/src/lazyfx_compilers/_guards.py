@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import _torch_aot
+from . import _torch_aot, _torch_callers
 from .errors import NotCompilableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -92,7 +92,8 @@ def call_key(
         held: Parameters and buffers; they are arguments of the compiled graph too.
 
     Raises:
-        NotCompilableError: An argument of a type that cannot be traced; names its position.
+        NotCompilableError: An argument of a type that cannot be traced, or a tensor that is more
+            than its values: a subclass's, inside of a transform, with a tangent.
     """
     leaves, structure = _torch_aot.tree_flatten((args, dict(kwargs)))
     return (_torch_aot.structure_key(structure), _leaves_key(leaves, held), _modes_key())
@@ -183,18 +184,33 @@ def _cell_key(cell: types.CellType) -> Any:
         return "empty"
 
 
-def _leaves_key(leaves: Iterable[Any], held: Iterable[torch.Tensor]) -> tuple[Any, ...]:
+def _leaves_key(leaves: Sequence[Any], held: Iterable[torch.Tensor]) -> tuple[Any, ...]:
+    def named(position: int) -> str:
+        if position < len(leaves):
+            return f"argument {position} (counting nested ones)"
+        return f"parameter or buffer {position - len(leaves)}"
+
     key: list[Any] = []
     seen: dict[int, int] = {}
     storages: dict[int, int] = {}
     for position, leaf in enumerate((*leaves, *held)):
         if isinstance(leaf, torch.Tensor):
+            why = _torch_callers.why_not_compiled(leaf)
+            if why is not None:
+                raise NotCompilableError(f"memory_efficient_fusion: {named(position)} {why}")
             strided = leaf.layout is torch.strided
             own = strided
             if strided and hasattr(leaf, "__tensor_flatten__"):  # a DTensor has no storage
                 own = False
                 key.append(_torch_aot.structure_key(leaf.__tensor_flatten__()[1]))
-            address = leaf.untyped_storage().data_ptr() if own else 0
+            try:
+                address = leaf.untyped_storage().data_ptr() if own else 0
+            except (NotImplementedError, RuntimeError) as error:  # a wrapper made in C++
+                raise NotCompilableError(
+                    f"memory_efficient_fusion: {named(position)} is inside of a transform (vmap, "
+                    "grad, jvp, functionalize), in which a compiled graph has no part; fuse what "
+                    "the transform returns: memory_efficient_fusion(torch.vmap(function))"
+                ) from error
             key += (
                 seen.setdefault(id(leaf), position),
                 storages.setdefault(address or -id(leaf), position),
@@ -209,7 +225,7 @@ def _leaves_key(leaves: Iterable[Any], held: Iterable[torch.Tensor]) -> tuple[An
             key.append(_value_key(leaf))
         else:
             raise NotCompilableError(
-                f"memory_efficient_fusion: argument {position} (counting nested ones) is a "
+                f"memory_efficient_fusion: {named(position)} is a "
                 f"{type(leaf).__module__}.{type(leaf).__qualname__}; expected tensors, numbers, "
                 "strings, slices, dtypes, devices, None and containers of them. Fix such an "
                 "argument with functools.partial"

@@ -89,7 +89,11 @@ def memory_efficient_fusion(
     in anything that :mod:`lazyfx_compilers._guards` lists (shapes, strides, dtypes, devices,
     ``requires_grad``, Python arguments, gradient and autocast mode; a module's training flags,
     attributes, hooks, submodules; a function's defaults, closure and globals) compiles a new
-    graph. The eight used last are kept. Inside ``torch.compile``, ``fn`` itself is traced.
+    graph. The eight used last are kept.
+
+    Inside ``torch.compile``, ``torch.export``, ``make_fx``, ``torch.jit.trace`` and a
+    ``FakeTensorMode``, ``fn`` itself is traced. Inside ``vmap``, ``grad``, ``jvp`` and other
+    transforms of ``torch.func`` a call is an error: fuse what the transform returns.
 
     Args:
         fn: A function of tensors, numbers, strings and containers of them that returns at least

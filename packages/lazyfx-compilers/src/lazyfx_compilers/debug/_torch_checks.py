@@ -10,9 +10,8 @@ private name                                    used for
 ``Tensor._version``                             how often a tensor was written
 ``torch._C._is_alias_of``                       whether two tensors share memory
 ``torch._C._data_address``                      the same, where another library wrapped it
-``torch._C._len_torch_dispatch_stack``          whether somebody traces right now
-``torch.utils._python_dispatch``                the same
-``torch._C._functorch.peek_interpreter_stack``  the same, for ``vmap`` and ``grad``
+``torch._C._len_torch_dispatch_stack``          whether operators pass through modes
+``torch._C._functorch.peek_interpreter_stack``  being inside of ``vmap``, ``grad`` and the like
 ``symbolic_shapes.free_unbacked_symbols``       sizes that only data decides
 ==============================================  ===============================================
 """
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
-from lazyfx_compilers import _torch_aot
+from lazyfx_compilers import _torch_aot, _torch_callers
 
 if TYPE_CHECKING:
     from torch import fx
@@ -50,8 +49,6 @@ _CALLS_ITS_GRAPH = frozenset(
 )
 _WITH_AUTOGRAD = frozenset({"wrap", "wrap_with_autocast", "wrap_with_set_grad_enabled"})
 
-
-_TRACING_MODES = frozenset({"FakeTensorMode", "FunctionalTensorMode", "ProxyTorchDispatchMode"})
 
 # They write running statistics, and no version counter moves.
 _WRITES_UNCOUNTED = frozenset({"batch_norm", "instance_norm"})
@@ -238,7 +235,4 @@ def _somebody_traces() -> bool:
     functorch = importlib.import_module("torch._C._functorch")
     if functorch.peek_interpreter_stack() is not None:
         return True
-    if not torch._C._len_torch_dispatch_stack():
-        return False
-    stack = _torch_aot.attribute("torch.utils._python_dispatch", "_get_current_dispatch_mode_stack")
-    return any(type(mode).__name__ in _TRACING_MODES for mode in stack())
+    return _torch_callers.called_while_tracing()
