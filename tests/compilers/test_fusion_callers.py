@@ -27,6 +27,7 @@ def fused_gates(**options):
     yield memory_efficient_fusion(Gate(), **options)
 
 
+@pytest.mark.filterwarnings("ignore:Unable to find the path of the module")  # torch 2.6, symbolic
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("codegen", CODEGENS, ids=ids)
 def test_whoever_records_operators_sees_those_of_the_function(codegen, warm):
