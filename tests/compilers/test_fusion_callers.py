@@ -1,5 +1,8 @@
 """memory_efficient_fusion: what is more than the values of tensors is never lost without a word."""
 
+import itertools
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -87,6 +90,73 @@ def test_a_tangent_is_not_dropped():
             fused(x)  # has none
             with pytest.raises(NotCompilableError, match=r"argument 0 .*a tangent"):
                 fused(forward_ad.make_dual(x, torch.ones_like(x)))
+    double = memory_efficient_fusion(lambda s: s * 2, codegen=nop)
+    with forward_ad.dual_level():  # a sparse tensor cannot be asked for one
+        torch.testing.assert_close(double(x.to_sparse()).to_dense(), x * 2)
+
+
+def test_without_guard_neither():
+    x = torch.randn(3)
+    fused = memory_efficient_fusion(gate, codegen=nop, guard=False)
+    fused(x)
+    with pytest.raises(NotCompilableError, match="transform"):
+        torch.func.grad(lambda x: fused(x).sum())(x)  # was zero
+    with forward_ad.dual_level(), pytest.raises(NotCompilableError, match="a tangent"):
+        fused(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+def test_a_trace_in_another_thread_is_none_here():
+    x, entered, leave = torch.randn(3), threading.Event(), threading.Event()
+    calls = itertools.count()
+
+    def counted(x):
+        next(calls)
+        return gate(x)
+
+    def traced(x):
+        entered.set()
+        leave.wait(60)
+        return x + 1
+
+    fused = memory_efficient_fusion(counted, codegen=nop)
+    fused(x)
+    before = next(calls)
+    thread = threading.Thread(target=lambda: make_fx(traced, pre_dispatch=True)(x))
+    thread.start()
+    try:
+        assert entered.wait(60)
+        fused(x)
+    finally:
+        leave.set()
+        thread.join()
+    assert next(calls) == before + 1
+
+
+@pytest.mark.parametrize("guard", [True, False], ids=["guard", "no guard"])
+def test_generated_code_runs_on_values_alone(guard):
+    # the forward is fused, and only its backward is traced, or given more than values
+    x, ones = torch.randn(3, 4, requires_grad=True), torch.ones(3, 4)
+    fused = memory_efficient_fusion(gate, guard=guard)
+    fused(x).sum().backward()  # compiles both
+    y = fused(x)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = mode.from_tensor(ones)
+
+    def backward(gradient):
+        return torch.autograd.grad(y, x, gradient, retain_graph=True)[0]
+
+    with pytest.raises(NotCompilableError, match="the backward graph runs while"):
+        make_fx(backward)(ones)  # kept the gradient as a constant
+    with mode, pytest.raises(NotCompilableError, match="the backward graph runs while"):
+        backward(fake)  # this and the next ended the process
+    with pytest.raises(NotCompilableError, match=r"the backward graph was given a .*FakeTensor"):
+        backward(fake)
+    with forward_ad.dual_level(), pytest.raises(NotCompilableError, match="a tangent"):
+        backward(forward_ad.make_dual(ones, ones))
+    torch.testing.assert_close(backward(ones), torch.autograd.grad(gate(x), x, ones)[0])
+    if not guard:
+        with pytest.raises(NotCompilableError, match=r"graph was given a .*FakeTensor"):
+            fused(fake)
 
 
 class Negating(torch.Tensor):
@@ -100,7 +170,18 @@ class Named(torch.Tensor):
 
 
 class Marked(nn.Parameter):
-    pass
+    mark = 1
+
+    def __repr__(self):
+        return "marked"
+
+    def marked(self):
+        return self.mark
+
+
+class Larger(nn.Parameter):
+    def __mul__(self, other):
+        return torch.Tensor.__mul__(self, other) * 100
 
 
 @pytest.mark.parametrize("kind", [Negating, Named])
@@ -125,6 +206,22 @@ def test_a_parameter_of_a_class_of_its_own_is_a_parameter():
     linear.weight = Marked(linear.weight.detach())
     x = torch.randn(3, 4)
     torch.testing.assert_close(memory_efficient_fusion(linear, codegen=nop)(x), linear(x))
+
+
+def test_methods_of_a_parameter_are_not_skipped():
+    model = Gate()
+    model.weight = Larger(torch.ones(4))
+    with pytest.raises(NotCompilableError, match=r"Larger, whose own __mul__ a compiled"):
+        memory_efficient_fusion(model, codegen=nop)(torch.randn(3, 4))
+
+
+def test_a_parameter_without_a_shape_is_said_to_be_one():
+    x, model = torch.randn(3, 4), nn.LazyLinear(2)
+    fused = memory_efficient_fusion(model, codegen=nop)
+    with pytest.raises(NotCompilableError, match=r"has no shape yet; run the original once"):
+        fused(x)
+    expected = model(x)
+    torch.testing.assert_close(fused(x), expected)
 
 
 def test_a_parameter_that_cannot_be_compiled_is_named():

@@ -42,7 +42,7 @@ def fused_function(
         if torch.compiler.is_dynamo_compiling() or _torch_callers.called_while_tracing():
             return fn(*args, **kwargs)  # whoever traces guards it, compiles it or keeps it
         key: Any = None
-        if guard or not len(graphs):
+        if guard or not len(graphs) or _torch_callers.called_while_transforming():
             key = (_guards.call_key(args, kwargs), _guards.function_key(fn))
         return graphs.get(key if guard else None)(*args, **kwargs)
 
@@ -93,7 +93,9 @@ class FusedModule(nn.Module):
         with _torch_aot.compile_lock():  # tracing puts fake parameters into the module meanwhile
             state = _guards.module_state(original)
         key: Any = None
-        if self._guard or not len(self._graphs):
+        if (
+            self._guard or not len(self._graphs) or _torch_callers.called_while_transforming()
+        ):  # without a guard, too, what would be dropped is refused
             key = (_guards.call_key(args, kwargs, state.held), state.key)
         run = self._graphs.get(key if self._guard else None)
         return run(state.parameters, state.buffers, args, kwargs)

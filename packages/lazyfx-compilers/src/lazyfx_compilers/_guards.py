@@ -205,11 +205,10 @@ def _leaves_key(leaves: Sequence[Any], held: Iterable[torch.Tensor]) -> tuple[An
                 key.append(_torch_aot.structure_key(leaf.__tensor_flatten__()[1]))
             try:
                 address = leaf.untyped_storage().data_ptr() if own else 0
-            except (NotImplementedError, RuntimeError) as error:  # a wrapper made in C++
+            except (NotImplementedError, RuntimeError) as error:
                 raise NotCompilableError(
-                    f"memory_efficient_fusion: {named(position)} is inside of a transform (vmap, "
-                    "grad, jvp, functionalize), in which a compiled graph has no part; fuse what "
-                    "the transform returns: memory_efficient_fusion(torch.vmap(function))"
+                    f"memory_efficient_fusion: {named(position)} has no memory of its own, by which"
+                    f" a call could be told from others: {error}"
                 ) from error
             key += (
                 seen.setdefault(id(leaf), position),

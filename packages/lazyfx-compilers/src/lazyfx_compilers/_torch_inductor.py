@@ -24,6 +24,7 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from ._torch_aot import attribute
+from ._torch_callers import of_values_only
 from .errors import CodegenError
 
 if TYPE_CHECKING:
@@ -66,12 +67,13 @@ def compiler(phase: Literal["forward", "backward", "inference"]) -> Callable[...
                 for index, result in enumerate(pytree.tree_leaves(output.args))
                 if isinstance(result, fx.Node)
             ]
-            return inner(
+            compiled = inner(
                 gm,
                 list(example_inputs),
                 is_backward=phase == "backward",
                 is_inference=phase == "inference",
             )
+        return of_values_only(compiled, phase)
 
     return compile_with_inductor
 
