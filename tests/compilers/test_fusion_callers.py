@@ -215,6 +215,14 @@ def test_methods_of_a_parameter_are_not_skipped():
         memory_efficient_fusion(model, codegen=nop)(torch.randn(3, 4))
 
 
+def test_what_tracing_takes_for_a_dense_tensor_is_refused():
+    fused = memory_efficient_fusion(lambda x: x.to_dense() * 2, codegen=nop)
+    x = torch.randn(3, 4)
+    with pytest.raises(NotCompilableError, match=r"argument 0 .*oneDNN"):
+        fused(x.to_mkldnn())  # what came back was in that layout still
+    torch.testing.assert_close(fused(x.to_sparse()), x * 2)
+
+
 def test_a_parameter_without_a_shape_is_said_to_be_one():
     x, model = torch.randn(3, 4), nn.LazyLinear(2)
     fused = memory_efficient_fusion(model, codegen=nop)

@@ -91,6 +91,8 @@ def why_not_compiled(tensor: torch.Tensor) -> str | None:
             "memory_efficient_fusion(torch.vmap(function)), for a module of a function that calls "
             "it by torch.func.functional_call"
         )
+    if tensor.is_mkldnn:
+        return "is in oneDNN's own layout, which tracing takes for a dense one; use to_dense()"
     if _has_tangent(tensor):
         return (
             "carries a tangent of forward mode, which a compiled graph drops; fuse a function that "
