@@ -754,6 +754,23 @@ def test_a_function_of_a_module_that_cannot_be_imported_is_compared(device):
     assert compare_compiled(place["f"], (torch.randn(3).to(device),), nop).agrees
 
 
+class _Named(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("x", [torch.randn(3), torch.randn(3, requires_grad=True)])
+def test_a_result_of_another_class_is_a_divergence(x):
+    def renaming(gm, inputs):
+        return lambda *args: [result.as_subclass(_Named) for result in gm(*args)]
+
+    report = compare_compiled(lambda x: x.sin() + 1, (x,), renaming)
+    assert not report.agrees
+    first = report.divergences[0]
+    assert (first.what, first.node) == ("kind", "sin")
+    assert "_Named of torch.float32" in first.seen
+    assert "a tensor of torch.float32" in first.expected
+
+
 def test_a_result_on_another_device_is_a_divergence():
     def forgetting(gm, inputs):
         return lambda *args: [result.to("meta") for result in gm(*args)]

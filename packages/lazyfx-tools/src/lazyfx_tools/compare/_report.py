@@ -91,7 +91,7 @@ class Divergence:
         user_line: The line of the user's code it comes from, or None.
         what: ``"values"``; ``"nan"``: one side has a NaN or infinity where the other has none;
             ``"dtype"``, ``"size"``, ``"strides"``, ``"device"``, ``"layout"``; ``"kind"``: no
-            tensor, or another number of results; ``"aliasing"``: a result is in the memory of an
+            tensor or one of another class, or another number of results; ``"aliasing"``: a result is in the memory of an
             input, where the reference's is not; ``"mutation"``: memory that the node should write
             has not the right content, or it writes what it should not; ``"raised"``: the compiler
             or what it made has raised.

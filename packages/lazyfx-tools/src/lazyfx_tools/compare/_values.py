@@ -115,6 +115,8 @@ class Judge:
         """
         if not isinstance(expected, torch.Tensor) or not isinstance(seen, torch.Tensor):
             return _compare_others(expected, seen)
+        if _class(expected) is not _class(seen):
+            return Mismatch(what="kind", expected=_kind(expected), seen=_kind(seen))
         found = _compare_descriptions(expected, seen, recorded)
         if found is not None:
             return found
@@ -151,9 +153,16 @@ def _compare_others(expected: Any, seen: Any) -> Mismatch | None:
     return Mismatch(what="kind", expected=_kind(expected), seen=_kind(seen))
 
 
+def _class(tensor: torch.Tensor) -> type[torch.Tensor]:
+    """A graph may give a parameter back as a tensor; any other class means something."""
+    return torch.Tensor if type(tensor) is torch.nn.Parameter else type(tensor)
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"a tensor of {value.dtype} and size {tuple(value.shape)}"
+        kind = _class(value)
+        name = "tensor" if kind is torch.Tensor else f"{kind.__module__}.{kind.__qualname__}"
+        return f"a {name} of {value.dtype} and size {tuple(value.shape)}"
     return repr(value) if isinstance(value, (bool, int, float, type(None))) else repr(type(value))
 
 
@@ -188,6 +197,8 @@ def _same_steps(shape: torch.Size, expected: tuple[int, ...], seen: tuple[int, .
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's values in a type that can be calculated with."""
+    if type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
+        tensor = tensor.as_subclass(torch.Tensor)  # a subclass that adds nothing to the values
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
     if tensor.is_complex():
@@ -252,6 +263,8 @@ def identical(one: Any, other: Any) -> bool:
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return one is other or bool(one == other)
     if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+        return False
+    if _class(one) is not _class(other):
         return False
     if one.device.type == "meta":  # there are no bits
         return True
