@@ -91,10 +91,10 @@ class Divergence:
         user_line: The line of the user's code it comes from, or None.
         what: ``"values"``; ``"nan"``: one side has a NaN or infinity where the other has none;
             ``"dtype"``, ``"size"``, ``"strides"``, ``"device"``, ``"layout"``; ``"kind"``: no
-            tensor or one of another class, or another number of results; ``"aliasing"``: a result is in the memory of an
-            input, where the reference's is not; ``"mutation"``: memory that the node should write
-            has not the right content, or it writes what it should not; ``"raised"``: the compiler
-            or what it made has raised.
+            tensor or one of another class, or another number of results; ``"aliasing"``: a result
+            is in the memory of an input, where the reference's is not; ``"mutation"``: memory that
+            the node should write has not the right content, or it writes what it should not;
+            ``"raised"``: the compiler or what it made has raised.
         expected: The reference's dtype, size, ...; None for values.
         seen: What the compiled graph has; the exception's text for ``"raised"``.
         errors: How far values are apart; None for other kinds.
