@@ -49,7 +49,6 @@ OWNERS = {
     "And": "sympy.And",
     "CodeGen": "torch.fx.graph.CodeGen",
     "FakeTensor": "torch._subclasses.fake_tensor.FakeTensor",
-    "FakeTensorMode": "torch._subclasses.fake_tensor.FakeTensorMode",
     "Float": "sympy.Float",
     "Graph": "torch.fx.Graph",
     "GraphModule": "torch.fx.GraphModule",

@@ -42,12 +42,17 @@ def fused_function(
         if torch.compiler.is_dynamo_compiling() or _torch_callers.called_while_tracing():
             return fn(*args, **kwargs)  # whoever traces guards it, compiles it or keeps it
         key: Any = None
-        if guard or not len(graphs) or _torch_callers.called_while_transforming():
+        if _is_looked_at(graphs, guard):
             key = (_guards.call_key(args, kwargs), _guards.function_key(fn))
         return graphs.get(key if guard else None)(*args, **kwargs)
 
     vars(fused)[_MARK] = True
     return fused
+
+
+def _is_looked_at(graphs: Graphs, guard: bool) -> bool:
+    """Whether a call's key is made: without a guard for what making it refuses alone."""
+    return guard or not len(graphs) or _torch_callers.called_while_transforming()
 
 
 def is_fused(what: object) -> bool:
@@ -93,9 +98,7 @@ class FusedModule(nn.Module):
         with _torch_aot.compile_lock():  # tracing puts fake parameters into the module meanwhile
             state = _guards.module_state(original)
         key: Any = None
-        if (
-            self._guard or not len(self._graphs) or _torch_callers.called_while_transforming()
-        ):  # without a guard, too, what would be dropped is refused
+        if _is_looked_at(self._graphs, self._guard):
             key = (_guards.call_key(args, kwargs, state.held), state.key)
         run = self._graphs.get(key if self._guard else None)
         return run(state.parameters, state.buffers, args, kwargs)

@@ -184,12 +184,13 @@ def _cell_key(cell: types.CellType) -> Any:
         return "empty"
 
 
-def _leaves_key(leaves: Sequence[Any], held: Iterable[torch.Tensor]) -> tuple[Any, ...]:
-    def named(position: int) -> str:
-        if position < len(leaves):
-            return f"argument {position} (counting nested ones)"
-        return f"parameter or buffer {position - len(leaves)}"
+def _named(position: int, leaves: Sequence[Any]) -> str:
+    if position < len(leaves):
+        return f"argument {position} (counting nested ones)"
+    return f"parameter or buffer {position - len(leaves)}"
 
+
+def _leaves_key(leaves: Sequence[Any], held: Iterable[torch.Tensor]) -> tuple[Any, ...]:
     key: list[Any] = []
     seen: dict[int, int] = {}
     storages: dict[int, int] = {}
@@ -197,7 +198,9 @@ def _leaves_key(leaves: Sequence[Any], held: Iterable[torch.Tensor]) -> tuple[An
         if isinstance(leaf, torch.Tensor):
             why = _torch_callers.why_not_compiled(leaf)
             if why is not None:
-                raise NotCompilableError(f"memory_efficient_fusion: {named(position)} {why}")
+                raise NotCompilableError(
+                    f"memory_efficient_fusion: {_named(position, leaves)} {why}"
+                )
             strided = leaf.layout is torch.strided
             own = strided
             if strided and hasattr(leaf, "__tensor_flatten__"):  # a DTensor has no storage
@@ -207,8 +210,8 @@ def _leaves_key(leaves: Sequence[Any], held: Iterable[torch.Tensor]) -> tuple[An
                 address = leaf.untyped_storage().data_ptr() if own else 0
             except (NotImplementedError, RuntimeError) as error:
                 raise NotCompilableError(
-                    f"memory_efficient_fusion: {named(position)} has no memory of its own, by which"
-                    f" a call could be told from others: {error}"
+                    f"memory_efficient_fusion: {_named(position, leaves)} has no memory of its "
+                    f"own, by which a call could be told from others: {error}"
                 ) from error
             key += (
                 seen.setdefault(id(leaf), position),
@@ -224,7 +227,7 @@ def _leaves_key(leaves: Sequence[Any], held: Iterable[torch.Tensor]) -> tuple[An
             key.append(_value_key(leaf))
         else:
             raise NotCompilableError(
-                f"memory_efficient_fusion: {named(position)} is a "
+                f"memory_efficient_fusion: {_named(position, leaves)} is a "
                 f"{type(leaf).__module__}.{type(leaf).__qualname__}; expected tensors, numbers, "
                 "strings, slices, dtypes, devices, None and containers of them. Fix such an "
                 "argument with functools.partial"
