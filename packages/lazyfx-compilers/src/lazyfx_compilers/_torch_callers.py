@@ -36,14 +36,20 @@ if TYPE_CHECKING:
 _mode = torch._C._get_dispatch_mode
 _KEY = torch._C._TorchDispatchModeKey
 _PLAIN = (torch.Tensor, nn.Parameter)
+
+
+class _Empty:
+    """What a class statement leaves behind by itself: Python 3.13 has more of it than 3.12."""
+
+
 # What a class of tensors may define without computing anything else for it.
 _HOUSEKEEPING = frozenset(
     {
-        *("__new__", "__init__", "__init_subclass__", "__class_getitem__", "__doc__", "__module__"),
-        *("__repr__", "__str__", "__format__", "__hash__", "__dir__", "__dict__", "__weakref__"),
-        *("__slots__", "__annotations__", "__deepcopy__", "__copy__", "__reduce__"),
-        *("__reduce_ex__", "__getstate__", "__setstate__", "__torch_function__", "to", "cpu"),
-        *("cuda", "__getattr__", "__setattr__", "__delattr__"),
+        *vars(_Empty),
+        *("__new__", "__init__", "__init_subclass__", "__class_getitem__", "__repr__", "__str__"),
+        *("__format__", "__hash__", "__dir__", "__slots__", "__annotations__", "__deepcopy__"),
+        *("__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"),
+        *("__torch_function__", "to", "cpu", "cuda", "__getattr__", "__setattr__", "__delattr__"),
     }
 )
 
