@@ -51,7 +51,7 @@ def fused_function(
 
 
 def _is_looked_at(graphs: Graphs, guard: bool) -> bool:
-    """Whether a call's key is made: without a guard for what making it refuses alone."""
+    """Whether a call's key is made; without a guard, only for what the making refuses."""
     return guard or not len(graphs) or _torch_callers.called_while_transforming()
 
 
